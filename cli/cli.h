@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/json.h"
+#include "common/progress.h"
+#include "hashtree/hashtree.h"
+#include "image/image.h"
+#include "image/partition.h"
+
+/*
+ * The command line: main.c picks the command, one file per command runs it, options.c parses what
+ * the commands share. This folder is the only place that prints to stdout and that decides exit
+ * codes.
+ */
+enum cli_exit {
+    CLI_DONE = 0,
+    CLI_FAILED = 1,
+    CLI_USAGE = 2,
+    CLI_WRONG = 3, /* checked and found wrong */
+};
+
+/* Groups of options that commands share. */
+enum cli_group {
+    CLI_IMAGE = 1 << 0,     /* --format --snapshot --password-file --force */
+    CLI_PARTITION = 1 << 1, /* -p */
+    CLI_VERITY = 1 << 2,    /* veritysetup's: --hash --salt … */
+    CLI_TREE = 1 << 3,      /* --threads --direct --cache */
+    CLI_JSON = 1 << 4,      /* --json */
+};
+
+/* One option of a command; the same table makes the parser and --help. */
+struct cli_option {
+    const char *name;     /* without the dashes */
+    char short_name;      /* or 0 */
+    const char *argument; /* its name in --help, "FILE"; NULL: the option takes none */
+    const char *help;
+};
+
+/* What the shared options said. */
+struct cli_options {
+    bool json;
+    bool quiet;
+    struct image_options image;
+    const char *partition; /* -p; NULL when not given */
+    /* Verity options as given; hash_params() of verity_options.c puts them over the defaults. */
+    struct {
+        const char *hash, *salt, *uuid;
+        uint64_t format_version, data_block_size, hash_block_size, data_blocks, hash_offset;
+        bool format_version_set, data_block_size_set, hash_block_size_set, data_blocks_set,
+            hash_offset_set, no_superblock;
+    } verity;
+    struct hashtree_options tree;
+};
+
+struct cli_command {
+    const char *name;
+    const char *arguments;            /* for the usage line: "IMAGE OFFSET LENGTH" */
+    const char *summary;              /* one line, for `qverity --help` */
+    const char *details;              /* paragraphs for `qverity COMMAND --help`, or NULL */
+    unsigned groups;                  /* enum cli_group */
+    const struct cli_option *options; /* its own, ended by a NULL name; or NULL */
+    int operands_min, operands_max;   /* operands_max < 0: any number */
+    /* Takes one of its own options: `index` into options. NULL if it has none. A failure is a usage
+     * error. */
+    int (*option)(size_t index, const char *argument, void *context, struct error *err);
+    /* Allocated zeroed for option() and run(), of this size. */
+    size_t context_size;
+    /* Does the work. Returns 0 or a cli_exit value (then err need not be set), or a negative errno
+     * value with err set: main prints it and exits with 1. */
+    int (*run)(const struct cli_options *options, int argc, char **argv, void *context,
+               struct error *err);
+};
+
+extern const struct cli_command cmd_info, cmd_map, cmd_read, cmd_hash, cmd_verify, cmd_mount,
+    cmd_boot;
+
+/* --- What commands have in common --- */
+
+/* Sets a usage error: main prints it with a hint at --help and exits with 2. Returns -EINVAL. */
+int cli_usage_error(struct error *err, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* An image that was opened with its partitions, and the partition that was chosen. */
+struct cli_target {
+    struct image *image;
+    struct partition_table *partitions;
+    const struct partition *partition;
+};
+void cli_target_close(struct cli_target *target);
+DEFINE_CLEANUP_INPLACE(struct cli_target, cli_target_close);
+#define _cleanup_target_ _cleanup_(cli_target_close_cleanup)
+
+/* Opens IMAGE as the options say. The partition is -p's, else `fallback`: "disk", or NULL for the
+ * data partition. */
+int cli_target_open(const char *path, const struct cli_options *options, const char *fallback,
+                    struct cli_target *ret, struct error *err);
+
+/* The verity parameters that the options ask for over the target's partition: defaults, --salt -
+ * and random, --data-blocks checked against the partition. */
+int cli_verity_params(const struct cli_options *options, const struct cli_target *target,
+                      struct verity_params *ret, struct error *err);
+
+/* A tree over the target's partition. */
+int cli_tree_new(const struct cli_options *options, const struct cli_target *target,
+                 struct hashtree **ret, struct error *err);
+
+/* Starts a meter unless -q was given; then *ret is NULL, which progress_meter_stop_cleanup takes.
+ */
+int cli_meter_start(const struct cli_options *options, const char *what,
+                    const struct progress *progress, struct progress_meter **ret,
+                    struct error *err);
+
+/* The object that `hash --json` prints (shared with update and params.json's reader): parameters,
+ * root hash, table, dm_mod_create, method, counts. Computes the root. New reference. */
+int cli_hash_json(struct hashtree *tree, const char *method, json_t **ret, struct error *err);

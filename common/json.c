@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT */
+#include "common/json.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+int json_put(json_t *object, const char *key, json_t *value, struct error *err)
+{
+    if (value == NULL || json_object_set_new(object, key, value) != 0)
+        return error_oom(err);
+    return 0;
+}
+
+/* Length of the valid UTF-8 sequence at `s` (RFC 3629), or 0. */
+static size_t utf8_sequence(const unsigned char *s)
+{
+    if (s[0] < 0x80)
+        return 1;
+    size_t n = s[0] >= 0xc2 && s[0] <= 0xdf   ? 2
+               : s[0] >= 0xe0 && s[0] <= 0xef ? 3
+               : s[0] >= 0xf0 && s[0] <= 0xf4 ? 4
+                                              : 0;
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xc0) != 0x80) /* also stops at the NUL */
+            return 0;
+    /* Overlong forms, surrogates, and what is above U+10FFFF. */
+    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
+        (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
+        return 0;
+    return n;
+}
+
+json_t *json_text(const char *text)
+{
+    static const char replacement[] = "\xef\xbf\xbd";
+    _cleanup_free_ char *clean = NULL;
+    size_t length = 0;
+
+    if (text == NULL)
+        return json_null();
+    clean = malloc(strlen(text) * (sizeof(replacement) - 1) + 1);
+    if (clean == NULL)
+        return NULL;
+    while (*text != '\0') {
+        size_t n = utf8_sequence((const unsigned char *)text);
+        if (n == 0) {
+            memcpy(clean + length, replacement, sizeof(replacement) - 1);
+            length += sizeof(replacement) - 1;
+            text++;
+        } else {
+            memcpy(clean + length, text, n);
+            length += n;
+            text += n;
+        }
+    }
+    return json_stringn(clean, length);
+}
+
+int json_print(const json_t *json, struct error *err)
+{
+    if (json_dumpf(json, stdout, JSON_INDENT(2)) != 0 || putchar('\n') == EOF ||
+        fflush(stdout) == EOF)
+        return error_set_errno(err, errno != 0 ? errno : EIO, "standard output: cannot write");
+    return 0;
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+
+/*
+ * Digests of many equal blocks with one salt: what dm-verity's tree is made of. SHA-256 goes
+ * through the fastest kernel this CPU has (several blocks at once); every other digest through
+ * OpenSSL's EVP.
+ *
+ * The kernel is chosen once, by CPUID; QVERITY_HASH_KERNEL in the environment forces one by name:
+ * "avx512", "shani", "avx2", "openssl". A hasher does not change after hasher_new() and may be used
+ * from any number of threads at once.
+ */
+struct hasher;
+
+enum hasher_salt {
+    HASHER_SALT_FIRST, /* H(salt || block): dm-verity hash type 1 */
+    HASHER_SALT_LAST,  /* H(block || salt): hash type 0 */
+};
+
+/* `digest` is a name that EVP_get_digestbyname() knows. -EINVAL if not, or if QVERITY_HASH_KERNEL
+ * names no kernel or one that this CPU lacks. Freed with hasher_free(). */
+int hasher_new(const char *digest, enum hasher_salt where, const uint8_t *salt, size_t salt_size,
+               struct hasher **ret, struct error *err);
+void hasher_free(struct hasher *hasher);
+DEFINE_CLEANUP(struct hasher, hasher_free);
+
+size_t hasher_digest_size(const struct hasher *hasher);
+
+/* Name of the kernel that blocks go through. */
+const char *hasher_kernel(const struct hasher *hasher);
+
+/*
+ * Hashes `count` blocks of `block_size` bytes that lie one behind the other at `blocks`. Digest i
+ * is written to `digests + i * digest_stride`; digest_stride is at least the digest's size and the
+ * bytes between digests are left alone. No alignment is needed of either. Fails only when OpenSSL
+ * does (-EIO), never with a shani, avx512 or avx2 kernel.
+ */
+int hasher_hash_blocks(const struct hasher *hasher, const uint8_t *blocks, size_t block_size,
+                       size_t count, uint8_t *digests, size_t digest_stride, struct error *err);

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/progress.h"
+#include "hashtree/verity.h"
+#include "image/image.h"
+
+/*
+ * The dm-verity tree over a range of an image, and the hash device that holds it, which exists only
+ * as far as somebody asks for it.
+ *
+ * A node (level, index) is one hash block. It is *constant* (all data below is known to be zeros:
+ * one value per level, plus one for the last node, which may be shorter), *kept* in memory, or
+ * *derivable* from what is below it. All functions may be called from any number of threads at
+ * once; concurrent readers of one node share one computation.
+ */
+struct hashtree;
+
+enum hashtree_direct { HASHTREE_DIRECT_AUTO, HASHTREE_DIRECT_ON, HASHTREE_DIRECT_OFF };
+
+struct hashtree_options {
+    unsigned threads;            /* 0: one for each CPU that we may run on */
+    enum hashtree_direct direct; /* O_DIRECT: AUTO uses it for data larger than free memory */
+    uint64_t cache_size;         /* bytes of nodes to keep in memory; 0: the default of 64 MiB */
+};
+
+/*
+ * A tree over the bytes from `start` of the image on, params->data_blocks data blocks long; they
+ * must lie within the image. params->uuid need not be set. `image` must outlive the tree. Nothing
+ * is read yet. `options` may be NULL.
+ */
+int hashtree_new(struct image *image, uint64_t start, const struct verity_params *params,
+                 const struct hashtree_options *options, struct hashtree **ret, struct error *err);
+void hashtree_free(struct hashtree *tree);
+DEFINE_CLEANUP(struct hashtree, hashtree_free);
+
+const struct verity_params *hashtree_params(const struct hashtree *tree);
+const struct verity_geometry *hashtree_geometry(const struct hashtree *tree);
+
+/* What hashing took. */
+struct hashtree_stats {
+    uint64_t data_bytes_hashed; /* read and hashed, or read and found to be zeros */
+    uint64_t zero_blocks;       /* data blocks known or found to be zeros */
+    uint64_t nodes_computed;
+    uint64_t nodes_kept;
+    double build_seconds; /* of the full build; 0 before it */
+};
+void hashtree_stats(struct hashtree *tree, struct hashtree_stats *ret);
+
+/*
+ * The root hash, geometry->digest_size bytes. The first call reads all data (a full build, in all
+ * threads, counted in hashtree_progress()); others wait for it. If reading fails, every caller gets
+ * the error and the next call tries again.
+ */
+int hashtree_root(struct hashtree *tree, uint8_t *root, struct error *err);
+
+/* Whether hashtree_root() would return at once. */
+bool hashtree_root_known(struct hashtree *tree);
+
+/* The UUID of the superblock: the one that was given, or derived from the root hash, which is
+ * computed for that. */
+int hashtree_uuid(struct hashtree *tree, uint8_t uuid[static 16], struct error *err);
+
+/* How far a full build has come: data bytes done of data bytes there are. Valid as long as the
+ * tree. */
+const struct progress *hashtree_progress(const struct hashtree *tree);
+
+/* --- The hash device --- */
+
+/* Reads bytes of the hash device, computing what is not kept. The range must lie within
+ * geometry->device_size. */
+int hashtree_read(struct hashtree *tree, uint64_t offset, void *buffer, size_t length,
+                  struct error *err);
+
+/*
+ * Writes the whole hash device to `fd`, as `veritysetup format` would: bytes before hash_offset are
+ * left alone. Also computes the root. `name` is the file's name for messages. Not synced.
+ */
+int hashtree_write(struct hashtree *tree, int fd, const char *name, struct error *err);
+
+/* --- Checking --- */
+
+enum hashtree_fault_kind {
+    HASHTREE_FAULT_ROOT, /* the highest node does not have the root hash */
+    HASHTREE_FAULT_NODE, /* a hash block does not have the digest that its parent holds */
+    HASHTREE_FAULT_DATA, /* a data block does not have the digest that level 0 holds */
+};
+
+struct hashtree_fault {
+    enum hashtree_fault_kind kind;
+    unsigned level;  /* NODE */
+    uint64_t index;  /* NODE: of the hash block in its level; DATA: of the data block */
+    uint64_t offset; /* bytes: NODE: in the hash device; DATA: in the data */
+};
+
+/*
+ * Reads all data and, if `hash_fd` is not -1, all of the tree in that hash device, and checks them
+ * against each other and against `root`. Calls `report` (from one thread at a time, in no special
+ * order) for each place that is wrong. Returns 0 when everything was checked, *ret_faults telling
+ * how many places were wrong: 0 means verified. Without a hash device the only fault there can be
+ * is ROOT, at a price of nothing kept.
+ */
+int hashtree_verify(struct hashtree *tree, const uint8_t *root, int hash_fd, const char *hash_name,
+                    void (*report)(const struct hashtree_fault *fault, void *arg), void *arg,
+                    uint64_t *ret_faults, struct error *err);

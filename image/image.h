@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+
+/*
+ * A disk image as a flat range of bytes with a map: what is data (and where in which file), what
+ * reads as zeros, what is compressed. Formats: qcow2 version 2 and 3 (read here, after
+ * docs/interop/qcow2.rst of QEMU), QCOW version 1 and AES-encrypted images (read by libqcow), raw.
+ *
+ * An image is open for reading only and does not change while it is open: QEMU's image locks are
+ * held on every file of it. All functions that take an open image may be called from any number
+ * of threads at once; everything they return stays valid until image_close().
+ */
+struct image;
+
+struct image_options {
+    const char *format;        /* "qcow2", "qcow" or "raw"; NULL probes */
+    const char *snapshot;      /* id or name of an internal snapshot; NULL for the current state */
+    const char *password_file; /* for AES-encrypted images: its first line, without the newline */
+    bool force;                /* read an image that is marked corrupt */
+};
+
+/*
+ * Opens the image at `path` with its whole backing chain and data files, which must all be local
+ * files whatever the headers say. Everything that can be known to be wrong from the headers and L1
+ * tables is refused here, with an error that names the file and the field or offset; what the L2
+ * tables hold is checked as it is mapped. `options` may be NULL. Warnings (a dirty image) go to the
+ * log. -EBUSY: a running writer holds the image. *ret is closed with image_close().
+ */
+int image_open(const char *path, const struct image_options *options, struct image **ret,
+               struct error *err);
+void image_close(struct image *image);
+DEFINE_CLEANUP(struct image, image_close);
+#define _cleanup_image_ _cleanup_(image_close_cleanup)
+
+/* The virtual disk's size in bytes; at most INT64_MAX. */
+uint64_t image_size(const struct image *image);
+
+/* The path that was opened. */
+const char *image_path(const struct image *image);
+
+/* --- Bytes --- */
+
+/*
+ * A host file that holds bytes of the image: the image file, a backing file, a data file. They
+ * are numbered from 0, so that a reader can keep things of its own beside them (an io_uring's
+ * registered descriptors, O_DIRECT descriptors).
+ */
+struct image_file {
+    int fd;           /* owned by the image; read it with offsets only */
+    const char *path; /* for messages */
+    uint64_t size;    /* bytes, when it was opened */
+};
+
+size_t image_file_count(const struct image *image);
+const struct image_file *image_file(const struct image *image, size_t index);
+
+enum extent_kind {
+    EXTENT_ZERO,       /* reads as zeros; nothing to read */
+    EXTENT_DATA,       /* plain bytes of a host file: pread() them, or image_read() */
+    EXTENT_COMPRESSED, /* whole or part of one compressed cluster: image_read() it */
+    EXTENT_OPAQUE,     /* bytes that libqcow delivers: image_read() them; they may be zeros */
+};
+
+/* "zero", "data", "compressed", "opaque". */
+const char *extent_kind_name(enum extent_kind kind);
+
+struct extent {
+    enum extent_kind kind;
+    uint64_t start;       /* bytes of the virtual disk */
+    uint64_t length;      /* bytes, more than 0 */
+    size_t file;          /* DATA, COMPRESSED: number of the host file */
+    uint64_t host_offset; /* DATA: where the byte at `start` is in that file; all `length` bytes lie
+                           * within the file's size. COMPRESSED: where the compressed cluster is */
+};
+
+enum {
+    IMAGE_MAP_HOLES = 1 << 0, /* holes of the host files (SEEK_HOLE) count as ZERO, too. Costs
+                               * system calls: for hashing and `map`, not for serving reads */
+};
+
+/*
+ * The extent at `offset`: the longest one of one kind that starts there, contiguous in its host
+ * file if it is DATA, cut to `length` (more than 0; offset + length at most image_size()).
+ * It may still be followed by another of the same kind: how far one call looks is bounded.
+ * Errors name the file and the table entry that is wrong; a cluster that lies beyond the end of its
+ * file is an error.
+ */
+int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
+              struct extent *ret, struct error *err);
+
+/*
+ * Reads bytes; the range must lie within image_size(). What a host file cannot deliver (EIO, or a
+ * file that became shorter) is an error that names the file and the offset in it, never zeros.
+ * Fastest for compressed images when the range covers whole clusters.
+ */
+int image_read(struct image *image, uint64_t offset, void *buffer, size_t length,
+               struct error *err);
+
+/* --- What it is --- */
+
+struct image_snapshot {
+    char *id;
+    char *name;
+    uint64_t disk_size;     /* bytes */
+    uint64_t vm_state_size; /* bytes */
+    int64_t date;           /* seconds since the epoch */
+};
+
+struct image_bitmap {
+    char *name;
+    uint64_t granularity; /* bytes, a power of two */
+    bool in_use;
+    bool automatic;
+};
+
+/* What a header says. For QCOW 1, AES and raw images the fields that they lack are 0 or NULL. */
+struct image_info {
+    const char *format; /* "qcow2", "qcow", "raw" */
+    const char *path;
+    unsigned version;        /* 1, 2, 3 */
+    uint64_t size;           /* virtual, bytes */
+    uint64_t file_size;      /* bytes of the image file */
+    uint64_t disk_usage;     /* bytes allocated to it by its file system */
+    uint64_t cluster_size;   /* bytes */
+    const char *compression; /* "zlib", "zstd", or NULL */
+    const char *encryption;  /* "aes" or NULL */
+    unsigned refcount_bits;
+    bool extended_l2;
+    bool lazy_refcounts;
+    bool dirty;
+    bool corrupt;
+    const char *data_file; /* path of the external data file, or NULL */
+    bool data_file_raw;
+    const char *backing_file;   /* as the header has it, or NULL */
+    const char *backing_format; /* as the header has it, or NULL */
+    size_t snapshot_count;
+    const struct image_snapshot *snapshots;
+    size_t bitmap_count;
+    const struct image_bitmap *bitmaps;
+};
+
+/* The image at `depth` of the chain: 0 is the one that was opened, 1 its backing file, and so on.
+ * NULL behind the last. */
+const struct image_info *image_info(const struct image *image, unsigned depth);
