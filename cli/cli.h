@@ -44,9 +44,11 @@ struct cli_option {
 struct cli_options {
     bool json;
     bool quiet;
+    unsigned verbose;  /* how often -v was given */
+    int behind_dashes; /* how many of the operands stood behind "--" */
     struct image_options image;
     const char *partition; /* -p; NULL when not given */
-    /* Verity options as given; hash_params() of verity_options.c puts them over the defaults. */
+    /* Verity options as given; cli_verity_params() puts them over the defaults. */
     struct {
         const char *hash, *salt, *uuid;
         uint64_t format_version, data_block_size, hash_block_size, data_blocks, hash_offset;
@@ -63,7 +65,8 @@ struct cli_command {
     const char *details;              /* paragraphs for `qverity COMMAND --help`, or NULL */
     unsigned groups;                  /* enum cli_group */
     const struct cli_option *options; /* its own, ended by a NULL name; or NULL */
-    int operands_min, operands_max;   /* operands_max < 0: any number */
+    bool takes_rest; /* any number of operands may stand behind "--", not counted here: */
+    int operands_min, operands_max; /* operands_max < 0: any number */
     /* Takes one of its own options: `index` into options. NULL if it has none. A failure is a usage
      * error. */
     int (*option)(size_t index, const char *argument, void *context, struct error *err);
@@ -80,7 +83,11 @@ extern const struct cli_command cmd_info, cmd_map, cmd_read, cmd_hash, cmd_verif
 
 /* --- What commands have in common --- */
 
-/* Sets a usage error: main prints it with a hint at --help and exits with 2. Returns -EINVAL. */
+/* The code of an error that is a usage error; no errno value. */
+#define CLI_USAGE_CODE 10000
+
+/* Sets a usage error: main prints it with a hint at --help and exits with 2. Returns
+ * -CLI_USAGE_CODE. */
 int cli_usage_error(struct error *err, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 

@@ -1,7 +1,143 @@
 /* SPDX-License-Identifier: MIT */
-#include "cli/cli.h"
+#include <stdarg.h>
+#include <string.h>
 
-int main(void)
+#include "cli/options.h"
+#include "common/log.h"
+
+static const struct cli_command *const commands[] = {
+    /* In the order of `qverity --help`. */
+    NULL,
+};
+
+static const struct cli_command *find_command(const char *name)
 {
-    return CLI_FAILED;
+    size_t i = 0;
+
+    while (commands[i] != NULL && strcmp(commands[i]->name, name) != 0)
+        i++;
+    return commands[i];
+}
+
+static void print_help(void)
+{
+    printf(
+        "Usage: qverity COMMAND [OPTION…] …\n\n"
+        "Shows a disk image, and the dm-verity hash device of its data, as plain files; computes\n"
+        "and checks root hashes; boots QEMU on the result.\n\nCommands:\n");
+    for (size_t i = 0; commands[i] != NULL; i++)
+        printf("  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    printf("\n'qverity COMMAND --help' tells a command's arguments and options; --version the "
+           "version.\n");
+}
+
+int cli_usage_error(struct error *err, const char *format, ...)
+{
+    _cleanup_free_ char *text = NULL;
+    va_list args;
+
+    va_start(args, format);
+    if (vasprintf(&text, format, args) < 0)
+        text = NULL;
+    va_end(args);
+    return error_set(err, CLI_USAGE_CODE, "%s", text != NULL ? text : format);
+}
+
+static int report(const struct error *err, const struct cli_command *command)
+{
+    if (err->code != CLI_USAGE_CODE) {
+        log_error("%s", error_message(err));
+        return CLI_FAILED;
+    }
+    log_error("%s (see 'qverity %s%s--help')", error_message(err),
+              command != NULL ? command->name : "", command != NULL ? " " : "");
+    return CLI_USAGE;
+}
+
+static void apply_verbosity(const struct cli_options *options)
+{
+    if (options->quiet)
+        log_set_level(LOG_LEVEL_ERROR);
+    else if (options->verbose >= 2)
+        log_set_level(LOG_LEVEL_DEBUG);
+    else if (options->verbose == 1)
+        log_set_level(LOG_LEVEL_INFO);
+}
+
+/* What was printed counts only once it is written. */
+static int flush_stdout(int result)
+{
+    if (fflush(stdout) == EOF || ferror(stdout)) {
+        if (errno != EPIPE)
+            log_error("standard output: cannot write: %s", strerror(errno));
+        return result == CLI_DONE ? CLI_FAILED : result;
+    }
+    return result;
+}
+
+static int run_command(const struct cli_command *command, int argc, char **argv,
+                       struct cli_options *options)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+    _cleanup_free_ void *context = NULL;
+    _cleanup_free_ char **operands = NULL;
+    int count = 0;
+
+    context = calloc(1, command->context_size + 1);
+    operands = calloc((size_t)argc + 1, sizeof(*operands));
+    if (context == NULL || operands == NULL) {
+        error_oom(&err);
+        return report(&err, command);
+    }
+    int r = cli_parse(command, argc, argv, options, context, operands, &count, &err);
+    if (r == CLI_PARSE_HELP)
+        return flush_stdout(CLI_DONE);
+    if (r < 0)
+        return report(&err, command);
+    apply_verbosity(options);
+    r = command->run(options, count, operands, context, &err);
+    if (r < 0)
+        return flush_stdout(report(&err, command));
+    return flush_stdout(r);
+}
+
+int main(int argc, char **argv)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+    struct cli_options options = {0};
+    bool json = false;
+    int i;
+
+    for (i = 1; i < argc && argv[i][0] == '-'; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            print_help();
+            return flush_stdout(CLI_DONE);
+        } else if (strcmp(argv[i], "--version") == 0) {
+            printf("qverity %s\n", QVERITY_VERSION);
+            return flush_stdout(CLI_DONE);
+        } else if (strcmp(argv[i], "--json") == 0) {
+            options.json = json = true;
+        } else if (strcmp(argv[i], "--quiet") == 0 || strcmp(argv[i], "-q") == 0) {
+            options.quiet = true;
+        } else if (strcmp(argv[i], "--verbose") == 0 || strcmp(argv[i], "-v") == 0) {
+            options.verbose++;
+        } else {
+            cli_usage_error(&err, "unknown option '%s'", argv[i]);
+            return report(&err, NULL);
+        }
+    }
+    if (i >= argc) {
+        cli_usage_error(&err, "a command is missing");
+        return report(&err, NULL);
+    }
+    const struct cli_command *command = find_command(argv[i]);
+    if (command == NULL) {
+        cli_usage_error(&err, "'%s' is no command", argv[i]);
+        return report(&err, NULL);
+    }
+    if (json && (command->groups & CLI_JSON) == 0) {
+        cli_usage_error(&err, "%s: unknown option '--json'", command->name);
+        return report(&err, command);
+    }
+    return run_command(command, argc - i, argv + i, &options);
 }

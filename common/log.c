@@ -30,6 +30,15 @@ void log_to_syslog(void)
     atomic_store(&log_use_syslog, true);
 }
 
+/* Names out of images and guests end up in messages: they shall not move the cursor or forge lines.
+ */
+static void defuse(char *text)
+{
+    for (; *text != '\0'; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            *text = '?';
+}
+
 void log_line(enum log_level level, const char *format, ...)
 {
     static const int priority[] = {
@@ -43,13 +52,17 @@ void log_line(enum log_level level, const char *format, ...)
 
     if (!log_enabled(level))
         return;
+    _cleanup_free_ char *text = NULL;
     va_start(args, format);
+    if (vasprintf(&text, format, args) < 0)
+        text = NULL;
+    va_end(args);
+    if (text != NULL)
+        defuse(text);
     if (atomic_load_explicit(&log_use_syslog, memory_order_relaxed)) {
-        vsyslog(priority[level], format, args);
+        syslog(priority[level], "%s", text != NULL ? text : format);
     } else {
-        _cleanup_free_ char *text = NULL, *line = NULL;
-        if (vasprintf(&text, format, args) < 0)
-            text = NULL;
+        _cleanup_free_ char *line = NULL;
         int n = asprintf(&line, "qverity: %s%s\n", level == LOG_LEVEL_WARNING ? "warning: " : "",
                          text != NULL ? text : format);
         /* One write, so that lines of several threads or processes do not mix. */
@@ -57,6 +70,5 @@ void log_line(enum log_level level, const char *format, ...)
             /* There is nobody left to tell. */
         }
     }
-    va_end(args);
     errno = saved_errno;
 }
