@@ -22,12 +22,20 @@ enum hasher_salt {
     HASHER_SALT_LAST,  /* H(block || salt): hash type 0 */
 };
 
-/* `digest` is a name that EVP_get_digestbyname() knows. -EINVAL if not, or if QVERITY_HASH_KERNEL
- * names no kernel or one that this CPU lacks. Freed with hasher_free(). */
+/*
+ * `digest` is a name that veritysetup takes for --hash: one of OpenSSL's (default and legacy
+ * provider), or the kernel's blake2b-512 and blake2s-256. Case does not matter. -EINVAL if OpenSSL
+ * has no such digest or its size is not fixed or above 64 bytes, or if QVERITY_HASH_KERNEL names no
+ * kernel or one that this CPU lacks. `salt` is copied. Freed with hasher_free().
+ */
 int hasher_new(const char *digest, enum hasher_salt where, const uint8_t *salt, size_t salt_size,
                struct hasher **ret, struct error *err);
 void hasher_free(struct hasher *hasher);
 DEFINE_CLEANUP(struct hasher, hasher_free);
+
+/* The size in bytes of a digest that hasher_new() would take; the same -EINVAL for one that it
+ * would not. */
+int hasher_find_digest(const char *digest, size_t *ret_size, struct error *err);
 
 size_t hasher_digest_size(const struct hasher *hasher);
 

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: MIT */
+#include "hashtree/hasher-evp.h"
+
+#include <errno.h>
+#include <openssl/err.h>
+#include <openssl/provider.h>
+#include <pthread.h>
+#include <string.h>
+#include <strings.h>
+
+#include "common/cleanup.h"
+
+/*
+ * A library context of our own, as libcryptsetup has one: whirlpool and md4 come from the legacy
+ * provider, and loading that into the process's default context would change what everybody else
+ * in the process gets. It lives as long as the process.
+ */
+static OSSL_LIB_CTX *library;
+static pthread_once_t library_once = PTHREAD_ONCE_INIT;
+
+static void library_open(void)
+{
+    OSSL_LIB_CTX *ctx = OSSL_LIB_CTX_new();
+
+    if (ctx == NULL)
+        return;
+    if (OSSL_PROVIDER_load(ctx, "default") == NULL) {
+        OSSL_LIB_CTX_free(ctx);
+        return;
+    }
+    /* Distributions may leave the legacy provider out; then its digests are unknown. */
+    (void)OSSL_PROVIDER_try_load(ctx, "legacy", 1);
+    ERR_clear_error();
+    library = ctx;
+}
+
+/* The kernel's names for digests that OpenSSL spells otherwise. */
+static const char *openssl_name(const char *digest)
+{
+    if (strcasecmp(digest, "blake2b-512") == 0)
+        return "blake2b512";
+    if (strcasecmp(digest, "blake2s-256") == 0)
+        return "blake2s256";
+    return digest;
+}
+
+static void md_free(EVP_MD *md)
+{
+    EVP_MD_free(md);
+}
+DEFINE_CLEANUP(EVP_MD, md_free);
+
+static void md_ctx_free(EVP_MD_CTX *ctx)
+{
+    EVP_MD_CTX_free(ctx);
+}
+DEFINE_CLEANUP(EVP_MD_CTX, md_ctx_free);
+
+/* `code` with the reason that OpenSSL has queued, if any. */
+static int openssl_error(struct error *err, int code, const char *what)
+{
+    unsigned long openssl = ERR_peek_last_error();
+    const char *reason = openssl != 0 ? ERR_reason_error_string(openssl) : NULL;
+
+    ERR_clear_error();
+    return error_set(err, code, "%s: OpenSSL: %s", what, reason != NULL ? reason : "failed");
+}
+
+static int digest_fetch(const char *digest, EVP_MD **ret, struct error *err)
+{
+    pthread_once(&library_once, library_open);
+    if (library == NULL)
+        return error_set(err, EIO, "OpenSSL's default provider cannot be loaded");
+
+    _cleanup_(md_free_cleanup) EVP_MD *md = EVP_MD_fetch(library, openssl_name(digest), NULL);
+    if (md == NULL) {
+        ERR_clear_error();
+        return error_set(err, EINVAL, "hash algorithm '%s' is not known to OpenSSL", digest);
+    }
+    if ((EVP_MD_get_flags(md) & EVP_MD_FLAG_XOF) != 0)
+        return error_set(err, EINVAL, "hash algorithm '%s' has no digest of fixed size", digest);
+    if (EVP_MD_get_size(md) <= 0 || EVP_MD_get_size(md) > EVP_MAX_MD_SIZE)
+        return error_set(err, EINVAL, "hash algorithm '%s' has a digest of %d bytes, not 1 to %d",
+                         digest, EVP_MD_get_size(md), EVP_MAX_MD_SIZE);
+    *ret = TAKE_PTR(md);
+    return 0;
+}
+
+int hasher_find_digest(const char *digest, size_t *ret_size, struct error *err)
+{
+    _cleanup_(md_free_cleanup) EVP_MD *md = NULL;
+
+    int r = digest_fetch(digest, &md, err);
+    if (r < 0)
+        return r;
+    *ret_size = (size_t)EVP_MD_get_size(md);
+    return 0;
+}
+
+int evp_hasher_init(struct evp_hasher *evp, const char *digest, enum hasher_salt where,
+                    const uint8_t *salt, size_t salt_size, struct error *err)
+{
+    int r = digest_fetch(digest, &evp->md, err);
+    if (r < 0)
+        return r;
+    evp->digest_size = (size_t)EVP_MD_get_size(evp->md);
+
+    if (where == HASHER_SALT_LAST && salt_size > 0) {
+        evp->behind = malloc(salt_size);
+        if (evp->behind == NULL)
+            return error_oom(err);
+        memcpy(evp->behind, salt, salt_size);
+        evp->behind_size = salt_size;
+    }
+
+    evp->start = EVP_MD_CTX_new();
+    if (evp->start == NULL)
+        return error_oom(err);
+    if (EVP_DigestInit_ex2(evp->start, evp->md, NULL) != 1 ||
+        (where == HASHER_SALT_FIRST && salt_size > 0 &&
+         EVP_DigestUpdate(evp->start, salt, salt_size) != 1))
+        return openssl_error(err, EIO, digest);
+    return 0;
+}
+
+void evp_hasher_clear(struct evp_hasher *evp)
+{
+    EVP_MD_CTX_free(evp->start);
+    EVP_MD_free(evp->md);
+    free(evp->behind);
+    *evp = (struct evp_hasher){0};
+}
+
+int evp_hash_blocks(const struct evp_hasher *evp, const uint8_t *blocks, size_t block_size,
+                    size_t count, uint8_t *digests, size_t digest_stride, struct error *err)
+{
+    _cleanup_(md_ctx_free_cleanup) EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+
+    if (ctx == NULL)
+        return error_oom(err);
+    for (size_t i = 0; i < count; i++) {
+        if (EVP_MD_CTX_copy_ex(ctx, evp->start) != 1 ||
+            EVP_DigestUpdate(ctx, blocks + i * block_size, block_size) != 1 ||
+            (evp->behind_size > 0 && EVP_DigestUpdate(ctx, evp->behind, evp->behind_size) != 1) ||
+            EVP_DigestFinal_ex(ctx, digests + i * digest_stride, NULL) != 1)
+            return openssl_error(err, EIO, EVP_MD_get0_name(evp->md));
+    }
+    return 0;
+}
