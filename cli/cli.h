@@ -123,4 +123,5 @@ int cli_meter_start(const struct cli_options *options, const char *what,
 
 /* The object that `hash --json` prints (shared with update and params.json's reader): parameters,
  * root hash, table, dm_mod_create, method, counts. Computes the root. New reference. */
-int cli_hash_json(struct hashtree *tree, const char *method, json_t **ret, struct error *err);
+int cli_hash_json(const struct cli_target *target, struct hashtree *tree, const char *method,
+                  json_t **ret, struct error *err);

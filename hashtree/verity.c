@@ -215,6 +215,16 @@ char *verity_table(const struct verity_params *params, const struct verity_geome
     return table;
 }
 
+char *verity_guest_table(const struct verity_params *params, const struct verity_geometry *geometry,
+                         const uint8_t *root, unsigned partition)
+{
+    char data_device[32] = "/dev/sda";
+
+    if (partition != 0)
+        snprintf(data_device, sizeof(data_device), "/dev/sda%u", partition);
+    return verity_table(params, geometry, root, data_device, "/dev/sdb", "1 panic_on_corruption");
+}
+
 char *verity_dm_mod_create(const char *table)
 {
     char *text;

@@ -23,13 +23,14 @@
 #define VERITY_SUPERBLOCK_SIZE 512
 
 struct verity_params {
-    char hash_name[32];       /* as OpenSSL and the kernel name it, lower case: "sha256" */
+    char hash_name[32];       /* as it was given: OpenSSL takes either case, the kernel lower */
     unsigned hash_type;       /* 1: salt in front, digests padded to a power of two;
                                * 0 (Chrome OS): salt behind, digests packed */
     uint32_t data_block_size; /* bytes, a power of two from 512 to 512 KiB */
     uint32_t hash_block_size; /* bytes, likewise */
     uint64_t data_blocks;
-    uint64_t hash_offset; /* bytes: where the superblock (or, without one, the tree) begins */
+    uint64_t hash_offset; /* bytes: where the superblock (or, without one, the tree) begins; a
+                           * multiple of 512 (or, without one, of hash_block_size) */
     uint8_t salt[VERITY_SALT_MAX];
     size_t salt_size;
     bool superblock;
@@ -50,7 +51,8 @@ struct verity_geometry {
     uint64_t hash_start; /* hash block where the tree begins: the table line's hash_start_block */
     uint64_t level_start[VERITY_LEVELS_MAX]; /* hash block, counted from the hash device's start */
     uint64_t level_blocks[VERITY_LEVELS_MAX];
-    uint64_t device_size; /* bytes of the hash device, up to the end of level 0 */
+    uint64_t device_size; /* bytes of the hash device, up to the end of level 0; 0 if there is
+                           * neither a level nor a superblock */
 };
 
 /*
@@ -65,8 +67,9 @@ void verity_geometry_span(const struct verity_geometry *geometry, uint64_t data_
                           unsigned level, uint64_t index, uint64_t *ret_first, uint64_t *ret_end);
 
 /*
- * The UUID for the superblock when none was given: RFC 4122 version 8 style bits over a SHA-256 of
- * root hash and parameters, so that the same bytes always give the same hash device.
+ * The UUID for the superblock when none was given: version 8 of RFC 9562, over a SHA-256 of root
+ * hash and parameters (verity.c tells which), so that the same bytes always give the same hash
+ * device.
  */
 void verity_derive_uuid(const struct verity_params *params, const uint8_t *root, size_t root_size,
                         uint8_t uuid[static 16]);
@@ -90,6 +93,15 @@ int verity_superblock_load(const char *path, uint64_t hash_offset, struct verity
 char *verity_table(const struct verity_params *params, const struct verity_geometry *geometry,
                    const uint8_t *root, const char *data_device, const char *hash_device,
                    const char *optional);
+
+/*
+ * The table for the guest that `qverity boot` starts, where the disk is hda and the hash device
+ * hdb: data on /dev/sdaN for partition N, on /dev/sda for 0, hashes on /dev/sdb, and
+ * panic_on_corruption, so that a guest does not go on with data that was tampered with. Returns an
+ * owned string, NULL when out of memory.
+ */
+char *verity_guest_table(const struct verity_params *params, const struct verity_geometry *geometry,
+                         const uint8_t *root, unsigned partition);
 
 /* dm-init's `dm-mod.create="dmverity,,0,ro,TABLE"` (Documentation/admin-guide/device-mapper/
  * dm-init.rst). Returns an owned string, NULL when out of memory. */

@@ -123,6 +123,10 @@ static void test_table(void **state)
     _cleanup_free_ char *table =
         verity_table(&params, &geometry, root, "/dev/sda2", "/dev/sdb", "1 panic_on_corruption");
     assert_string_equal(table, expected);
+    _cleanup_free_ char *guest = verity_guest_table(&params, &geometry, root, 2);
+    assert_string_equal(guest, expected);
+    _cleanup_free_ char *disk = verity_guest_table(&params, &geometry, root, 0);
+    assert_non_null(strstr(disk, " verity 1 /dev/sda /dev/sdb 4096 "));
 
     _cleanup_free_ char *create = verity_dm_mod_create(table);
     char *wanted;
