@@ -59,6 +59,10 @@ void hashtree_stats(struct hashtree *tree, struct hashtree_stats *ret);
  */
 int hashtree_root(struct hashtree *tree, uint8_t *root, struct error *err);
 
+/* Makes builds that run, and all later ones, fail with -ECANCELED: for a program that wants to end.
+ * Reads of single nodes go on. Safe in signal handlers. */
+void hashtree_cancel(struct hashtree *tree);
+
 /* Whether hashtree_root() would return at once. */
 bool hashtree_root_known(struct hashtree *tree);
 

@@ -1,0 +1,492 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A build: reads all data once and hashes it into the root.
+ *
+ * Each worker is a thread with a reader of its own. It takes segments from the plan, makes runs out
+ * of the data in them, starts reading a run and, when its bytes are there, hashes it. While reads
+ * complete at once (the data is in the page cache) it has one run at a time, which is still in the
+ * L2 cache when it is hashed; as soon as one does not, it starts more, up to RUN_DEPTH, before it
+ * waits.
+ *
+ * A worker touches nothing that others touch but the plan (once a segment), a segment's parent
+ * node, and relaxed counters. The first error stops all; whoever meets it tells it.
+ */
+#include <assert.h>
+#include <string.h>
+#include <time.h>
+
+#include "common/checked.h"
+#include "hashtree/internal.h"
+
+/* Counting the data there is, for the progress, starts only in builds that take longer. */
+#define COUNT_AFTER_MS 250
+
+struct build {
+    struct hashtree *tree;
+    struct plan plan;
+    struct reader_files files;
+    _Atomic bool stop;
+    pthread_mutex_t lock;
+    pthread_cond_t ended;
+    bool counting_ends; /* under lock */
+    struct error error; /* under lock: the first one */
+};
+
+struct worker {
+    struct build *build;
+    struct reader *reader;
+    struct segment *segment; /* that runs are made of */
+    struct segment *active;  /* all that were not given back */
+    struct segment *free;
+    unsigned runs; /* started and not yet hashed */
+    bool plan_ended;
+};
+
+/* Takes the error over. */
+static void build_fail(struct build *build, struct error *error)
+{
+    pthread_mutex_lock(&build->lock);
+    if (build->error.code == 0)
+        error_move(&build->error, error);
+    pthread_mutex_unlock(&build->lock);
+    error_clear(error);
+    atomic_store(&build->stop, true);
+}
+
+static bool stopped(struct build *build)
+{
+    return atomic_load_explicit(&build->stop, memory_order_relaxed);
+}
+
+/* --- Making runs --- */
+
+/* The extent at `position` of the data, which lies in the segment, cut to the segment's end. */
+static int map_at(struct worker *worker, struct segment *segment, uint64_t position,
+                  struct extent *ret, struct error *err)
+{
+    struct hashtree *tree = worker->build->tree;
+    uint64_t end = segment->end_block * tree->params.data_block_size;
+    struct extent *extent = &segment->extent;
+    uint64_t start = tree->start + position;
+
+    if (extent->length == 0 || start < extent->start || start - extent->start >= extent->length) {
+        int r = image_map(tree->image, start, end - position, IMAGE_MAP_HOLES, extent, err);
+        if (r < 0) {
+            extent->length = 0;
+            return r;
+        }
+    }
+    uint64_t skipped = start - extent->start;
+    *ret = *extent;
+    ret->start += skipped;
+    ret->length -= skipped;
+    if (extent->kind == EXTENT_DATA)
+        ret->host_offset += skipped;
+    return 0;
+}
+
+/* Moves the segment's position to the first block that is not known to be zeros. */
+static int skip_zero_blocks(struct worker *worker, struct segment *segment, struct error *err)
+{
+    uint32_t block_size = worker->build->tree->params.data_block_size;
+    uint64_t end = segment->end_block * block_size;
+    struct extent extent;
+
+    while (segment->position < end) {
+        int r = map_at(worker, segment, segment->position, &extent, err);
+        if (r < 0)
+            return r;
+        uint64_t whole = align_down(extent.length, block_size);
+        if (extent.kind != EXTENT_ZERO || whole == 0)
+            return 0;
+        segment->position += whole;
+    }
+    return 0;
+}
+
+/* Puts one extent into the run at `offset` of its buffer. False if it has no room for a piece. */
+static int add_extent(struct hashtree *tree, struct run *run, const struct extent *extent,
+                      uint64_t offset, uint64_t length, bool *ret_added, struct error *err)
+{
+    *ret_added = true;
+    switch (extent->kind) {
+    case EXTENT_ZERO:
+        memset(run->buffer + offset, 0, length);
+        return 0;
+    case EXTENT_DATA:
+        if (run->pieces_count == RUN_PIECES) {
+            *ret_added = false;
+            return 0;
+        }
+        run->pieces[run->pieces_count++] = (struct piece){
+            .run = run,
+            .file = extent->file,
+            .host_offset = extent->host_offset,
+            .length = (uint32_t)length,
+            .buffer_offset = (uint32_t)offset,
+        };
+        return 0;
+    case EXTENT_COMPRESSED:
+    case EXTENT_OPAQUE:
+        break;
+    }
+    return image_read(tree->image, extent->start, run->buffer + offset, length, err);
+}
+
+/* Cuts the run to whole blocks within `length` bytes. With not even one, that block is read whole
+ * here and now: it is more scattered than a run has pieces. */
+static int cut_run(struct hashtree *tree, struct run *run, uint64_t position, uint64_t *length,
+                   struct error *err)
+{
+    uint32_t block_size = tree->params.data_block_size;
+    uint64_t cut = align_down(*length, block_size);
+
+    if (cut == 0) {
+        run->pieces_count = 0;
+        *length = block_size;
+        return image_read(tree->image, tree->start + position, run->buffer, block_size, err);
+    }
+    while (run->pieces_count > 0 && run->pieces[run->pieces_count - 1].buffer_offset >= cut)
+        run->pieces_count--;
+    if (run->pieces_count > 0) {
+        struct piece *last = &run->pieces[run->pieces_count - 1];
+        last->length = (uint32_t)min_u64(last->length, cut - last->buffer_offset);
+    }
+    *length = cut;
+    return 0;
+}
+
+/* Makes a run of what comes next in the segment. *ret_made is false at its end. */
+static int make_run(struct worker *worker, struct segment *segment, struct run *run, bool *ret_made,
+                    struct error *err)
+{
+    struct hashtree *tree = worker->build->tree;
+    uint32_t block_size = tree->params.data_block_size;
+    uint64_t end = segment->end_block * block_size;
+    uint64_t length = 0;
+
+    int r = skip_zero_blocks(worker, segment, err);
+    if (r < 0)
+        return r;
+    uint64_t first = segment->position;
+    *ret_made = first < end;
+    if (first >= end)
+        return 0;
+    uint64_t limit = min_u64(end - first, tree_run_bytes(tree));
+    while (length < limit) {
+        struct extent extent;
+        bool added;
+        r = map_at(worker, segment, first + length, &extent, err);
+        if (r < 0)
+            return r;
+        uint64_t n = min_u64(extent.length, limit - length);
+        if (extent.kind == EXTENT_ZERO) {
+            uint64_t in_block = length % block_size;
+            if (in_block == 0 && n >= block_size)
+                break;
+            /* Only to the end of this block: whole blocks of zeros end the run. */
+            n = min_u64(n, block_size - in_block);
+        }
+        r = add_extent(tree, run, &extent, length, n, &added, err);
+        if (r < 0)
+            return r;
+        if (!added) {
+            r = cut_run(tree, run, first, &length, err);
+            if (r < 0)
+                return r;
+            break;
+        }
+        length += n;
+    }
+    assert(length > 0 && length % block_size == 0);
+    run->segment = segment;
+    run->first_block = first / block_size;
+    run->blocks = length / block_size;
+    segment->position = first + length;
+    return 0;
+}
+
+/* --- A worker --- */
+
+static int finish_segment(struct worker *worker, struct segment *segment, struct error *err)
+{
+    int r = segment_finish(&worker->build->plan, segment, err);
+
+    for (struct segment **p = &worker->active;; p = &(*p)->next)
+        if (*p == segment) {
+            *p = segment->next;
+            break;
+        }
+    segment->next = worker->free;
+    worker->free = segment;
+    return r;
+}
+
+static int start_segment(struct worker *worker, const struct plan_item *item, struct error *err)
+{
+    struct segment *segment = worker->free;
+
+    if (segment != NULL) {
+        worker->free = segment->next;
+    } else {
+        int r = segment_new(&worker->build->plan, &segment, err);
+        if (r < 0) {
+            node_release(&worker->build->plan, item->parent, NULL);
+            return r;
+        }
+    }
+    segment_start(&worker->build->plan, segment, item);
+    segment->next = worker->active;
+    worker->active = segment;
+    worker->segment = segment;
+    return 0;
+}
+
+/* Takes work from the plan until there is a segment to make runs of, or nothing more. */
+static int next_segment(struct worker *worker, struct error *err)
+{
+    struct build *build = worker->build;
+    struct plan_item item;
+
+    while (worker->segment == NULL && !worker->plan_ended) {
+        int r = plan_next(&build->plan, &item, err);
+        if (r < 0)
+            return r;
+        switch (item.kind) {
+        case PLAN_END:
+            worker->plan_ended = true;
+            break;
+        case PLAN_CONSTANTS:
+            r = build->plan.sink.constants(build->plan.sink.arg, item.level, item.first, item.count,
+                                           err);
+            break;
+        case PLAN_SEGMENT:
+            r = start_segment(worker, &item, err);
+            break;
+        }
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* Starts reading one more run. *ret_started is false when there are none left. */
+static int start_run(struct worker *worker, struct run *run, bool *ret_started, struct error *err)
+{
+    *ret_started = false;
+    for (;;) {
+        int r = next_segment(worker, err);
+        if (r < 0)
+            return r;
+        struct segment *segment = worker->segment;
+        if (segment == NULL)
+            return 0;
+        r = make_run(worker, segment, run, ret_started, err);
+        if (r < 0)
+            return r;
+        if (*ret_started) {
+            segment->runs++;
+            worker->runs++;
+            return reader_start(worker->reader, run, err);
+        }
+        segment->mapped = true;
+        worker->segment = NULL;
+        if (segment->runs == 0) {
+            r = finish_segment(worker, segment, err);
+            if (r < 0)
+                return r;
+        }
+    }
+}
+
+static int hash_run(struct worker *worker, struct run *run, struct error *err)
+{
+    struct hashtree *tree = worker->build->tree;
+    struct segment *segment = run->segment;
+    uint64_t bytes = run->blocks * tree->params.data_block_size;
+
+    int r = segment_hash(&worker->build->plan, segment, run->first_block, run->blocks, run->buffer,
+                         err);
+    if (r < 0)
+        return r;
+    progress_add(&tree->progress, bytes);
+    atomic_fetch_add_explicit(&tree->data_bytes_hashed, bytes, memory_order_relaxed);
+    reader_put_run(worker->reader, run);
+    worker->runs--;
+    segment->runs--;
+    return segment->runs == 0 && segment->mapped ? finish_segment(worker, segment, err) : 0;
+}
+
+static int work(struct worker *worker, struct error *err)
+{
+    struct build *build = worker->build;
+    bool more = true;
+
+    for (;;) {
+        if (atomic_load_explicit(&build->tree->cancelled, memory_order_relaxed))
+            return error_set(err, ECANCELED, "cancelled");
+        if (stopped(build))
+            return 0;
+        struct run *run = more ? reader_get_run(worker->reader) : NULL;
+        if (run != NULL) {
+            int r = start_run(worker, run, &more, err);
+            if (r < 0)
+                return r;
+            if (!more)
+                reader_put_run(worker->reader, run);
+        }
+        if (worker->runs == 0 && !more)
+            return 0;
+        struct run *finished = NULL;
+        int r = reader_finished(worker->reader, run == NULL || !more, &finished, err);
+        if (r == 0 && finished != NULL)
+            r = hash_run(worker, finished, err);
+        if (r < 0)
+            return r;
+    }
+}
+
+static void *worker_main(void *arg)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+    struct build *build = arg;
+    struct worker worker = {.build = build};
+
+    int r = reader_new(build->tree, &build->files, &worker.reader, &err);
+    if (r == 0)
+        r = work(&worker, &err);
+    if (r < 0)
+        build_fail(build, &err);
+    /* The kernel may still be writing to the buffers of an abandoned run. */
+    if (worker.reader != NULL)
+        reader_free(worker.reader);
+    while (worker.active != NULL) {
+        struct segment *segment = worker.active;
+        worker.active = segment->next;
+        node_release(&build->plan, segment->parent, NULL);
+        segment_free(segment);
+    }
+    while (worker.free != NULL) {
+        struct segment *segment = worker.free;
+        worker.free = segment->next;
+        segment_free(segment);
+    }
+    return NULL;
+}
+
+/* --- Counting the data, for the progress --- */
+
+static void *count_main(void *arg)
+{
+    struct build *build = arg;
+    struct hashtree *tree = build->tree;
+    uint64_t end = tree_data_size(tree), data = 0;
+    struct timespec until;
+    struct extent extent;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += COUNT_AFTER_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&build->lock);
+    while (!build->counting_ends &&
+           pthread_cond_timedwait(&build->ended, &build->lock, &until) != ETIMEDOUT)
+        ;
+    bool ends = build->counting_ends;
+    pthread_mutex_unlock(&build->lock);
+
+    for (uint64_t at = 0; !ends && at < end && !stopped(build); at += extent.length) {
+        /* An error will be met, and told, by a worker. */
+        if (image_map(tree->image, tree->start + at, end - at, IMAGE_MAP_HOLES, &extent, NULL) < 0)
+            return NULL;
+        if (extent.kind != EXTENT_ZERO)
+            data += extent.length;
+        pthread_mutex_lock(&build->lock);
+        ends = build->counting_ends;
+        pthread_mutex_unlock(&build->lock);
+    }
+    if (!ends && !stopped(build))
+        progress_set_total(&tree->progress, data);
+    return NULL;
+}
+
+static void end_counting(struct build *build, const pthread_t *counter)
+{
+    pthread_mutex_lock(&build->lock);
+    build->counting_ends = true;
+    pthread_cond_signal(&build->ended);
+    pthread_mutex_unlock(&build->lock);
+    pthread_join(*counter, NULL);
+}
+
+/* --- The build --- */
+
+static void run_workers(struct build *build)
+{
+    unsigned wanted = build->tree->threads;
+    _cleanup_free_ pthread_t *threads = calloc(wanted, sizeof(*threads));
+    pthread_t counter;
+    unsigned started = 0;
+
+    bool counting = pthread_create(&counter, NULL, count_main, build) == 0;
+    /* This thread is a worker, too; with fewer threads than wanted it only takes longer. */
+    while (threads != NULL && started + 1 < wanted &&
+           pthread_create(&threads[started], NULL, worker_main, build) == 0)
+        started++;
+    worker_main(build);
+    for (unsigned i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+    if (counting)
+        end_counting(build, &counter);
+}
+
+static void init_sync(struct build *build)
+{
+    pthread_condattr_t attr;
+
+    pthread_mutex_init(&build->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&build->ended, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+int build_run(struct hashtree *tree, const struct node_sink *sink, struct build_result *ret,
+              struct error *err)
+{
+    struct build build = {.tree = tree};
+    struct timespec start, end;
+
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    atomic_store(&tree->progress.done, 0);
+    atomic_store(&tree->progress.total, 0);
+    int r = reader_files_open(tree, &build.files, err);
+    if (r < 0)
+        return r;
+    r = plan_init(&build.plan, tree, sink, &build.stop, err);
+    if (r < 0) {
+        reader_files_close(&build.files);
+        return r;
+    }
+    init_sync(&build);
+    run_workers(&build);
+    _cleanup_error_ struct error finish_err = ERROR_INIT;
+    if (plan_finish(&build.plan, &finish_err) < 0)
+        build_fail(&build, &finish_err);
+    if (build.error.code != 0) {
+        r = -build.error.code;
+        error_move(err, &build.error);
+    } else {
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        memcpy(ret->root, build.plan.root, sizeof(ret->root));
+        ret->zero_blocks = tree->params.data_blocks - atomic_load(&build.plan.nonzero_blocks);
+        ret->seconds =
+            (double)(end.tv_sec - start.tv_sec) + (double)(end.tv_nsec - start.tv_nsec) / 1e9;
+        progress_set_total(&tree->progress, atomic_load(&tree->progress.done));
+    }
+    pthread_cond_destroy(&build.ended);
+    pthread_mutex_destroy(&build.lock);
+    plan_free(&build.plan);
+    reader_files_close(&build.files);
+    return r;
+}

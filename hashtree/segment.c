@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A segment: the part of the tree that one worker makes alone. Nothing here is shared with other
+ * threads but the parent node, whose slots for this segment are ours.
+ *
+ * Only nodes with data below them are made ("touched"). They begin as constant nodes; the parent
+ * begins as one, too, so that untouched nodes need not be given to it.
+ */
+#include <assert.h>
+#include <string.h>
+
+#include "common/checked.h"
+#include "hashtree/internal.h"
+
+/* Shorter stretches of zero blocks than this are hashed with the data around them: cutting there
+ * would leave the hash kernel's lanes empty. */
+#define ZERO_STRETCH_MIN 4
+
+bool is_zeros(const uint8_t *data, size_t length)
+{
+    static const uint8_t zeros[64];
+
+    /* The bytes equal those 64 further on: glibc's memcmp() is as fast as the memory. */
+    if (length <= sizeof(zeros))
+        return memcmp(data, zeros, length) == 0;
+    return memcmp(data, zeros, sizeof(zeros)) == 0 &&
+           memcmp(data, data + sizeof(zeros), length - sizeof(zeros)) == 0;
+}
+
+int for_nonzero_blocks(const uint8_t *data, size_t block_size, uint64_t count,
+                       int (*hash)(void *arg, uint64_t first, uint64_t count, struct error *err),
+                       void *arg, uint64_t *zero_blocks, struct error *err)
+{
+    uint64_t first = 0, end = 0; /* a stretch that shall be hashed; empty when first == end */
+    uint64_t zeros = 0;
+
+    for (uint64_t i = 0; i < count; i++) {
+        if (is_zeros(data + i * block_size, block_size)) {
+            zeros++;
+            continue;
+        }
+        if (end > first && i - end >= ZERO_STRETCH_MIN) {
+            int r = hash(arg, first, end - first, err);
+            if (r < 0)
+                return r;
+            first = end = i;
+        }
+        if (end == first)
+            first = i;
+        end = i + 1;
+    }
+    *zero_blocks += zeros;
+    return end > first ? hash(arg, first, end - first, err) : 0;
+}
+
+int segment_new(const struct plan *plan, struct segment **ret, struct error *err)
+{
+    const struct verity_geometry *g = &plan->tree->geometry;
+    struct segment *segment = calloc(1, sizeof(*segment));
+
+    if (segment == NULL)
+        return error_oom(err);
+    for (unsigned level = 0; level < plan->unit; level++) {
+        uint64_t most = max_u64(plan->segment_blocks >> (g->fanout_bits * (level + 1)), 1);
+        segment->levels[level].blocks = malloc(most * g->hash_block_size);
+        segment->levels[level].touched = malloc(most);
+        if (segment->levels[level].blocks == NULL || segment->levels[level].touched == NULL) {
+            segment_free(segment);
+            return error_oom(err);
+        }
+    }
+    uint64_t most = plan->segment_blocks >> (g->fanout_bits * plan->unit);
+    segment->digests = calloc(most, g->digest_slot);
+    segment->digests_set = malloc(most);
+    if (segment->digests == NULL || segment->digests_set == NULL) {
+        segment_free(segment);
+        return error_oom(err);
+    }
+    *ret = segment;
+    return 0;
+}
+
+void segment_free(struct segment *segment)
+{
+    for (unsigned level = 0; level < VERITY_LEVELS_MAX; level++) {
+        free(segment->levels[level].blocks);
+        free(segment->levels[level].touched);
+    }
+    free(segment->digests);
+    free(segment->digests_set);
+    free(segment);
+}
+
+void segment_start(const struct plan *plan, struct segment *segment, const struct plan_item *item)
+{
+    unsigned bits = plan->tree->geometry.fanout_bits;
+
+    segment->first_block = item->first_block;
+    segment->end_block = item->end_block;
+    segment->parent = item->parent;
+    segment->runs = 0;
+    segment->mapped = false;
+    segment->position = item->first_block * plan->tree->params.data_block_size;
+    segment->extent.length = 0;
+    for (unsigned level = 0; level < plan->unit; level++) {
+        uint64_t span = UINT64_C(1) << (bits * (level + 1));
+        uint64_t first = item->first_block / span;
+        uint64_t count = div_round_up(item->end_block, span) - first;
+        segment->levels[level].first = first;
+        segment->levels[level].count = count;
+        memset(segment->levels[level].touched, false, count);
+    }
+    memset(segment->digests_set, false, plan->segment_blocks >> (bits * plan->unit));
+}
+
+/*
+ * Where the digest of child `child` of `level` goes (a data block for level 0). `*room` gets how
+ * many children from this one on lie behind each other there.
+ */
+static uint8_t *child_slot(const struct plan *plan, struct segment *segment, unsigned level,
+                           uint64_t child, uint64_t *room)
+{
+    const struct verity_geometry *g = &plan->tree->geometry;
+
+    if (level == plan->unit) {
+        uint64_t first = segment->first_block >> (g->fanout_bits * level);
+        *room = UINT64_MAX;
+        return segment->digests + (child - first) * g->digest_slot;
+    }
+    uint64_t index = child >> g->fanout_bits;
+    uint64_t slot = child & ((UINT64_C(1) << g->fanout_bits) - 1);
+    uint64_t place = index - segment->levels[level].first;
+    uint8_t *block = segment->levels[level].blocks + place * g->hash_block_size;
+    if (!segment->levels[level].touched[place]) {
+        constant_node(plan->tree, level, index, block);
+        segment->levels[level].touched[place] = true;
+    }
+    *room = (UINT64_C(1) << g->fanout_bits) - slot;
+    return block + slot * g->digest_slot;
+}
+
+/* Hashes blocks whose digests are the entries `child`… of `level`. */
+static int hash_children(const struct plan *plan, struct segment *segment, unsigned level,
+                         uint64_t child, uint64_t count, const uint8_t *blocks, size_t block_size,
+                         struct error *err)
+{
+    const struct verity_geometry *g = &plan->tree->geometry;
+
+    if (level == plan->unit) {
+        uint64_t first = segment->first_block >> (g->fanout_bits * level);
+        memset(segment->digests_set + (child - first), true, count);
+    }
+    while (count > 0) {
+        uint64_t room;
+        uint8_t *slot = child_slot(plan, segment, level, child, &room);
+        uint64_t n = min_u64(room, count);
+        int r = hasher_hash_blocks(plan->tree->hasher, blocks, block_size, n, slot, g->digest_slot,
+                                   err);
+        if (r < 0)
+            return r;
+        child += n;
+        count -= n;
+        blocks += n * block_size;
+    }
+    return 0;
+}
+
+struct hash_data {
+    const struct plan *plan;
+    struct segment *segment;
+    uint64_t first_block;
+    const uint8_t *data;
+};
+
+static int hash_data(void *arg, uint64_t first, uint64_t count, struct error *err)
+{
+    struct hash_data *h = arg;
+    uint32_t block_size = h->plan->tree->params.data_block_size;
+
+    return hash_children(h->plan, h->segment, 0, h->first_block + first, count,
+                         h->data + first * block_size, block_size, err);
+}
+
+int segment_hash(struct plan *plan, struct segment *segment, uint64_t first_block, uint64_t count,
+                 const uint8_t *data, struct error *err)
+{
+    struct hash_data h = {plan, segment, first_block, data};
+    uint64_t zeros = 0;
+
+    int r = for_nonzero_blocks(data, plan->tree->params.data_block_size, count, hash_data, &h,
+                               &zeros, err);
+    atomic_fetch_add_explicit(&plan->nonzero_blocks, count - zeros, memory_order_relaxed);
+    return r;
+}
+
+/* Tells the sink of `count` nodes that are alike: all touched, or all constant. */
+static int tell_sink(const struct plan *plan, const struct segment *segment, unsigned level,
+                     uint64_t place, uint64_t count, bool touched, struct error *err)
+{
+    uint64_t first = segment->levels[level].first + place;
+
+    if (touched && plan->sink.nodes != NULL)
+        return plan->sink.nodes(
+            plan->sink.arg, level, first, count,
+            segment->levels[level].blocks + place * plan->tree->geometry.hash_block_size, err);
+    if (!touched && plan->sink.constants != NULL)
+        return plan->sink.constants(plan->sink.arg, level, first, count, err);
+    return 0;
+}
+
+/* Hashes the touched nodes of `level` into the level above. */
+static int finish_level(const struct plan *plan, struct segment *segment, unsigned level,
+                        struct error *err)
+{
+    uint32_t block_size = plan->tree->geometry.hash_block_size;
+    const bool *touched = segment->levels[level].touched;
+    uint64_t count = segment->levels[level].count;
+
+    for (uint64_t place = 0, n; place < count; place += n) {
+        for (n = 1; place + n < count && touched[place + n] == touched[place]; n++)
+            ;
+        int r = tell_sink(plan, segment, level, place, n, touched[place], err);
+        if (r == 0 && touched[place]) {
+            r = hash_children(plan, segment, level + 1, segment->levels[level].first + place, n,
+                              segment->levels[level].blocks + place * block_size, block_size, err);
+            atomic_fetch_add_explicit(&plan->tree->nodes_computed, n, memory_order_relaxed);
+        }
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int segment_finish(struct plan *plan, struct segment *segment, struct error *err)
+{
+    const struct verity_geometry *g = &plan->tree->geometry;
+    unsigned unit_bits = g->fanout_bits * plan->unit;
+    int r = 0;
+
+    for (unsigned level = 0; r == 0 && level < plan->unit; level++)
+        r = finish_level(plan, segment, level, err);
+    if (r == 0) {
+        uint64_t first = segment->first_block >> unit_bits;
+        uint64_t count = div_round_up(segment->end_block, UINT64_C(1) << unit_bits) - first;
+        uint64_t mask = (UINT64_C(1) << g->fanout_bits) - 1;
+        for (uint64_t i = 0; i < count; i++)
+            if (segment->digests_set[i])
+                memcpy(segment->parent->block + ((first + i) & mask) * g->digest_slot,
+                       segment->digests + i * g->digest_slot, g->digest_size);
+    } else {
+        atomic_store(plan->stop, true);
+    }
+    int released = node_release(plan, TAKE_PTR(segment->parent), r == 0 ? err : NULL);
+    return r < 0 ? r : released;
+}
