@@ -5,9 +5,13 @@
  * A build computes every node from the data; each is compared with its block in the hash device.
  * Equal blocks need no more thought. Where they differ, the digest that the device's own parent
  * block holds tells whose fault it is: if the device's block does not have it, that block is
- * damaged; if it does, the device is of one mind up to here and, at level 0, the data blocks whose
- * entries differ are the ones that changed. (Above level 0 the difference then comes from below and
- * is told there.)
+ * damaged; if it does, the device is of one mind up to here, and the entries that differ are looked
+ * at. At level 0 their data blocks are the ones that changed. Above it the blocks below them are
+ * wrong: those that differ from the computed ones are told when their turn comes, those that do not
+ * (somebody made a new parent for the old block) are told here.
+ *
+ * Whatever this finds, a root hash that the data does not have is never passed: if nothing else was
+ * told, that is.
  */
 #include <string.h>
 
@@ -57,32 +61,62 @@ static int expected_digest(struct verifier *v, unsigned level, uint64_t index, u
         node_offset(v->tree, level + 1, index >> g->fanout_bits) + slot * g->digest_slot, err);
 }
 
-static void tell_data(struct verifier *v, uint64_t index, const uint8_t *computed,
-                      const uint8_t *block)
+/* Entry i of a block that is as its parent says is not what was computed from below. */
+static int judge_entry(struct verifier *v, unsigned level, uint64_t child, const uint8_t *computed,
+                       uint8_t *scratch, struct error *err)
 {
     const struct verity_geometry *g = &v->tree->geometry;
-    uint64_t first, end;
+    uint8_t digest[VERITY_DIGEST_MAX];
 
-    verity_geometry_span(g, v->tree->params.data_blocks, 0, index, &first, &end);
-    for (uint64_t i = 0; i < end - first; i++) {
+    if (level == 0) {
+        tell(v, &(struct hashtree_fault){
+                    .kind = HASHTREE_FAULT_DATA,
+                    .index = child,
+                    .offset = child * v->tree->params.data_block_size,
+                });
+        return 0;
+    }
+    int r = io_read_at(v->fd, v->name, scratch, g->hash_block_size,
+                       node_offset(v->tree, level - 1, child), err);
+    if (r == 0)
+        r = hasher_hash_blocks(v->tree->hasher, scratch, g->hash_block_size, 1, digest,
+                               g->digest_size, err);
+    if (r == 0 && memcmp(digest, computed, g->digest_size) == 0)
+        tell(v, &(struct hashtree_fault){
+                    .kind = HASHTREE_FAULT_NODE,
+                    .level = level - 1,
+                    .index = child,
+                    .offset = node_offset(v->tree, level - 1, child),
+                });
+    return r;
+}
+
+static int judge_entries(struct verifier *v, unsigned level, uint64_t index,
+                         const uint8_t *computed, const uint8_t *block, struct error *err)
+{
+    const struct verity_geometry *g = &v->tree->geometry;
+    uint64_t first = index << g->fanout_bits;
+    uint64_t count = min_u64(tree_children(v->tree, level) - first, UINT64_C(1) << g->fanout_bits);
+    _cleanup_free_ uint8_t *scratch = malloc(g->hash_block_size);
+    int r = 0;
+
+    if (scratch == NULL)
+        return error_oom(err);
+    for (uint64_t i = 0; r == 0 && i < count; i++) {
         size_t at = i * g->digest_slot;
         if (memcmp(computed + at, block + at, g->digest_size) != 0)
-            tell(v, &(struct hashtree_fault){
-                        .kind = HASHTREE_FAULT_DATA,
-                        .index = first + i,
-                        .offset = (first + i) * v->tree->params.data_block_size,
-                    });
+            r = judge_entry(v, level, first + i, computed + at, scratch, err);
     }
+    return r;
 }
 
 static int judge_difference(struct verifier *v, unsigned level, uint64_t index,
                             const uint8_t *computed, const uint8_t *block, struct error *err)
 {
     const struct verity_geometry *g = &v->tree->geometry;
-    bool top = level + 1 == g->levels;
     uint8_t expected[VERITY_DIGEST_MAX], digest[VERITY_DIGEST_MAX];
 
-    if (top)
+    if (level + 1 == g->levels)
         v->top_differs = true;
     int r = expected_digest(v, level, index, expected, err);
     if (r == 0)
@@ -90,15 +124,14 @@ static int judge_difference(struct verifier *v, unsigned level, uint64_t index,
                                g->digest_size, err);
     if (r < 0)
         return r;
-    if (memcmp(digest, expected, g->digest_size) != 0)
-        tell(v, &(struct hashtree_fault){
-                    .kind = top ? HASHTREE_FAULT_ROOT : HASHTREE_FAULT_NODE,
-                    .level = level,
-                    .index = index,
-                    .offset = node_offset(v->tree, level, index),
-                });
-    else if (level == 0)
-        tell_data(v, index, computed, block);
+    if (memcmp(digest, expected, g->digest_size) == 0)
+        return judge_entries(v, level, index, computed, block, err);
+    tell(v, &(struct hashtree_fault){
+                .kind = level + 1 == g->levels ? HASHTREE_FAULT_ROOT : HASHTREE_FAULT_NODE,
+                .level = level,
+                .index = index,
+                .offset = node_offset(v->tree, level, index),
+            });
     return 0;
 }
 
@@ -164,8 +197,10 @@ int hashtree_verify(struct hashtree *tree, const uint8_t *root, int hash_fd, con
     if (r == 0)
         r = hashtree_root(tree, computed, err);
     /* If the device's topmost block differs from the data's, it was judged against the root by
-     * itself; if it is equal, or there is no device, this is what judges it. */
-    if (r == 0 && !v.top_differs && memcmp(computed, root, tree->geometry.digest_size) != 0)
+     * itself; if it is equal, or there is no device, this is what judges it. It also stands for
+     * blocks that are of one mind with the root but for bytes that are no entries. */
+    if (r == 0 && (!v.top_differs || v.faults == 0) &&
+        memcmp(computed, root, tree->geometry.digest_size) != 0)
         tell(&v, &(struct hashtree_fault){.kind = HASHTREE_FAULT_ROOT});
     pthread_mutex_destroy(&v.lock);
     if (r == 0)
