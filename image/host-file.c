@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Host files and QEMU's image locks.
+ *
+ * QEMU's file driver tells other processes what it does with a file by shared OFD locks on single
+ * bytes: byte 100 + n is locked by those who use permission n, byte 200 + n by those who do not let
+ * others use it. To open, one locks one's own bytes first and then tests those of the others, so
+ * that of two who come at the same time at least one sees the other. The locks go when the
+ * descriptor is closed.
+ *
+ * We need consistent reads, and nobody else may write or resize: the same bytes that qemu-img takes
+ * to read an image. Any number of readers go together; a writer and we exclude each other, whoever
+ * comes first.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include "common/log.h"
+#include "image/internal.h"
+
+enum {
+    LOCK_PERMISSION_BASE = 100,
+    LOCK_UNSHARED_BASE = 200,
+};
+
+/* QEMU's numbers of permissions. */
+enum {
+    PERMISSION_CONSISTENT_READ = 0,
+    PERMISSION_WRITE = 1,
+    PERMISSION_RESIZE = 3,
+};
+
+/* Locks one byte, shared. Returns 0 or -errno. */
+static int lock_byte(int fd, off_t byte)
+{
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    int r;
+
+    do
+        r = fcntl(fd, F_OFD_SETLK, &lock);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+/* -EBUSY if somebody else holds the byte. */
+static int test_byte(int fd, off_t byte)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    int r;
+
+    do
+        r = fcntl(fd, F_OFD_GETLK, &lock);
+    while (r < 0 && errno == EINTR);
+    if (r < 0)
+        return -errno;
+    return lock.l_type == F_UNLCK ? 0 : -EBUSY;
+}
+
+static int lock_image(int fd, const char *path, struct error *err)
+{
+    static const struct {
+        off_t byte;
+        bool lock;
+        const char *conflict;
+    } steps[] = {
+        {LOCK_PERMISSION_BASE + PERMISSION_CONSISTENT_READ, true, NULL},
+        {LOCK_UNSHARED_BASE + PERMISSION_WRITE, true, NULL},
+        {LOCK_UNSHARED_BASE + PERMISSION_RESIZE, true, NULL},
+        {LOCK_UNSHARED_BASE + PERMISSION_CONSISTENT_READ, false, "lets nobody else read it"},
+        {LOCK_PERMISSION_BASE + PERMISSION_WRITE, false, "has it open for writing"},
+        {LOCK_PERMISSION_BASE + PERMISSION_RESIZE, false, "may resize it"},
+    };
+
+    for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+        int r = steps[i].lock ? lock_byte(fd, steps[i].byte) : test_byte(fd, steps[i].byte);
+
+        /* A shared lock meets only an exclusive one, which QEMU never takes: some other program
+         * wants the file for itself. */
+        if (r == -EAGAIN || r == -EACCES)
+            return error_set(err, EBUSY, "%s: in use: another process has locked it", path);
+        if (r == -EBUSY)
+            return error_set(err, EBUSY,
+                             "%s: in use: another process (a running VM, or qemu-img) %s; stop it "
+                             "first",
+                             path, steps[i].conflict);
+        if (r < 0) {
+            log_debug("%s: cannot be locked (%s), so a running writer goes unnoticed", path,
+                      strerror(-r));
+            return 0;
+        }
+    }
+    return 0;
+}
+
+int host_file_open(const char *path, struct host_file *ret, struct error *err)
+{
+    _cleanup_close_ int fd = -1;
+    _cleanup_free_ char *name = NULL;
+    struct stat st;
+    uint64_t size;
+    int r;
+
+    /* O_NONBLOCK: a FIFO must not hold us up before we see that it is one. */
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0)
+        return error_set_errno(err, errno, "%s: cannot open", path);
+    if (fstat(fd, &st) < 0)
+        return error_set_errno(err, errno, "%s: cannot stat", path);
+    if (S_ISDIR(st.st_mode))
+        return error_set_errno(err, EISDIR, "%s", path);
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return error_set(err, EINVAL, "%s: neither a regular file nor a block device", path);
+
+    /* io_uring would take O_NONBLOCK as a wish to fail rather than wait for the disk. */
+    if (fcntl(fd, F_SETFL, 0) < 0)
+        return error_set_errno(err, errno, "%s: cannot clear O_NONBLOCK", path);
+
+    r = lock_image(fd, path, err);
+    if (r < 0)
+        return r;
+
+    /* Again: a writer may have finished just before we got the locks. */
+    if (fstat(fd, &st) < 0)
+        return error_set_errno(err, errno, "%s: cannot stat", path);
+    if (S_ISBLK(st.st_mode)) {
+        if (ioctl(fd, BLKGETSIZE64, &size) < 0)
+            return error_set_errno(err, errno, "%s: cannot get the device's size", path);
+    } else {
+        size = (uint64_t)st.st_size;
+    }
+    if (size > INT64_MAX)
+        return error_set(err, EFBIG, "%s: %" PRIu64 " bytes are too many", path, size);
+    name = strdup(path);
+    if (name == NULL)
+        return error_oom(err);
+
+    uint64_t disk_usage = S_ISBLK(st.st_mode) ? size : (uint64_t)st.st_blocks * 512;
+    *ret = (struct host_file){
+        .file = {.fd = take_fd(&fd), .path = TAKE_PTR(name), .size = size},
+        .device = st.st_dev,
+        .inode = st.st_ino,
+        .disk_usage = disk_usage,
+        .has_holes = disk_usage < size,
+    };
+    return 0;
+}
+
+void host_file_close(struct host_file *file)
+{
+    cleanup_close(&file->file.fd);
+    free((char *)file->file.path);
+    file->file.path = NULL;
+}

@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Images: the chain of layers, and what is done with it.
+ *
+ * image_open() opens layer after layer, each by its backend (internal.h), until one has no backing
+ * file. After that nothing changes but caches, so that reading takes no lock here.
+ *
+ * resolve() walks the chain for one offset: the first layer that holds the range, or says that it
+ * is zeros, decides; a layer that says "unallocated" cuts the range and leaves it to the next. A
+ * layer that is smaller than the one above it has zeros behind its end. image_map() puts such
+ * pieces together as long as they are of one kind and contiguous. How many is bounded, so that a
+ * call stays short whatever the image is like.
+ */
+#include "image/image.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/checked.h"
+#include "common/io.h"
+#include "image/cluster-cache.h"
+#include "image/internal.h"
+#include "image/l2-cache.h"
+
+enum {
+    MAP_PIECES_MAX = 1024, /* that one image_map() looks at */
+};
+
+/* --- Opening --- */
+
+int image_add_file(struct image *image, const char *path, size_t *ret, struct error *err)
+{
+    struct host_file *file;
+    int r;
+
+    assert(image->file_count < sizeof(image->files) / sizeof(image->files[0]));
+    file = calloc(1, sizeof(*file));
+    if (file == NULL)
+        return error_oom(err);
+    r = host_file_open(path, file, err);
+    if (r < 0) {
+        free(file);
+        return r;
+    }
+    *ret = image->file_count;
+    image->files[image->file_count++] = file;
+    return 0;
+}
+
+static void layer_free(struct layer *layer)
+{
+    struct image_info *info = &layer->info;
+
+    if (layer->ops != NULL && layer->ops->close != NULL)
+        layer->ops->close(layer);
+    free(layer->backing_path);
+    free((char *)info->data_file);
+    free((char *)info->backing_file);
+    free((char *)info->backing_format);
+    for (size_t i = 0; i < info->snapshot_count; i++) {
+        free(info->snapshots[i].id);
+        free(info->snapshots[i].name);
+    }
+    free((void *)info->snapshots);
+    for (size_t i = 0; i < info->bitmap_count; i++)
+        free(info->bitmaps[i].name);
+    free((void *)info->bitmaps);
+    free(layer);
+}
+
+/* Adds the image at `path` to the end of the chain. */
+static int open_layer(struct image *image, const char *path, const struct image_options *options,
+                      struct error *err)
+{
+    uint8_t start[PROBE_LENGTH];
+    enum image_format format;
+    struct layer *layer;
+    ssize_t length;
+    size_t number;
+    int r;
+
+    r = image_add_file(image, path, &number, err);
+    if (r < 0)
+        return r;
+    const struct host_file *file = image->files[number];
+    for (unsigned i = 0; i < image->layer_count; i++) {
+        const struct host_file *other = layer_file(image->layers[i]);
+        if (other->device == file->device && other->inode == file->inode)
+            return error_set(err, ELOOP, "%s: the chain of backing files comes back to this file",
+                             path);
+    }
+
+    length = io_read_some_at(file->file.fd, path, start, sizeof(start), 0, err);
+    if (length < 0)
+        return (int)length;
+    r = image_format_find(options->format, start, (size_t)length, &format, err);
+    if (r < 0)
+        return error_prefix(err, "%s", path);
+
+    layer = calloc(1, sizeof(*layer));
+    if (layer == NULL)
+        return error_oom(err);
+    layer->image = image;
+    layer->depth = (unsigned)image->layer_count;
+    layer->file = number;
+    layer->info.path = file->file.path;
+    layer->info.file_size = file->file.size;
+    layer->info.disk_usage = file->disk_usage;
+    image->layers[image->layer_count++] = layer;
+
+    switch (format) {
+    case FORMAT_RAW:
+        return raw_layer_open(layer, options, err);
+    case FORMAT_QCOW1:
+        return qcow1_layer_open(layer, options, err);
+    case FORMAT_QCOW2:
+        return qcow2_layer_open(layer, options, err);
+    }
+    assert(false);
+    return -EINVAL;
+}
+
+static int open_chain(struct image *image, const struct image_options *options, struct error *err)
+{
+    int r;
+
+    r = open_layer(image, image->path, options, err);
+    for (;;) {
+        if (r < 0)
+            return r;
+        const struct layer *last = image->layers[image->layer_count - 1];
+        if (last->backing_path == NULL)
+            return 0;
+        if (image->layer_count == IMAGE_DEPTH_MAX)
+            return error_set(err, ELOOP, "%s: the chain of backing files is deeper than %d images",
+                             layer_path(last), IMAGE_DEPTH_MAX);
+        const struct image_options backing_options = {
+            .format = last->backing_format,
+            .password_file = options->password_file,
+            .force = options->force,
+        };
+        r = open_layer(image, last->backing_path, &backing_options, err);
+        if (r < 0)
+            r = error_prefix(err, "%s: backing file", layer_path(last));
+    }
+}
+
+static int new_cluster_cache(struct image *image, struct error *err)
+{
+    uint64_t largest = 1;
+
+    for (size_t i = 0; i < image->layer_count; i++)
+        largest = max_u64(largest, image->layers[i]->info.cluster_size);
+    return cluster_cache_new((size_t)largest, &image->cluster_cache, err);
+}
+
+int image_open(const char *path, const struct image_options *options, struct image **ret,
+               struct error *err)
+{
+    static const struct image_options no_options;
+    _cleanup_image_ struct image *image = NULL;
+    int r;
+
+    image = calloc(1, sizeof(*image));
+    if (image == NULL)
+        return error_oom(err);
+    image->path = strdup(path);
+    if (image->path == NULL)
+        return error_oom(err);
+    r = l2_cache_new(&image->l2_cache, err);
+    if (r < 0)
+        return r;
+    r = open_chain(image, options != NULL ? options : &no_options, err);
+    if (r < 0)
+        return r;
+    r = new_cluster_cache(image, err);
+    if (r < 0)
+        return r;
+    *ret = TAKE_PTR(image);
+    return 0;
+}
+
+void image_close(struct image *image)
+{
+    if (image == NULL)
+        return;
+    for (size_t i = 0; i < image->layer_count; i++)
+        layer_free(image->layers[i]);
+    l2_cache_free(image->l2_cache);
+    cluster_cache_free(image->cluster_cache);
+    for (size_t i = 0; i < image->file_count; i++) {
+        host_file_close(image->files[i]);
+        free(image->files[i]);
+    }
+    free(image->path);
+    free(image);
+}
+
+uint64_t image_size(const struct image *image)
+{
+    return image->layers[0]->size;
+}
+
+const char *image_path(const struct image *image)
+{
+    return image->path;
+}
+
+size_t image_file_count(const struct image *image)
+{
+    return image->file_count;
+}
+
+const struct image_file *image_file(const struct image *image, size_t index)
+{
+    assert(index < image->file_count);
+    return &image->files[index]->file;
+}
+
+const struct image_info *image_info(const struct image *image, unsigned depth)
+{
+    return depth < image->layer_count ? &image->layers[depth]->info : NULL;
+}
+
+const char *extent_kind_name(enum extent_kind kind)
+{
+    switch (kind) {
+    case EXTENT_ZERO:
+        return "zero";
+    case EXTENT_DATA:
+        return "data";
+    case EXTENT_COMPRESSED:
+        return "compressed";
+    case EXTENT_OPAQUE:
+        return "opaque";
+    }
+    assert(false);
+    return "";
+}
+
+/* --- Mapping --- */
+
+/* What is at `offset`, and in which layer; never PIECE_UNALLOCATED. */
+static int resolve(const struct image *image, uint64_t offset, uint64_t length, struct piece *ret,
+                   struct layer **ret_layer, struct error *err)
+{
+    for (size_t i = 0; i < image->layer_count; i++) {
+        struct layer *layer = image->layers[i];
+        struct piece piece;
+
+        if (offset >= layer->size) {
+            /* Only behind the end of a smaller backing file. */
+            *ret = (struct piece){.kind = PIECE_ZERO, .length = length};
+            *ret_layer = layer;
+            return 0;
+        }
+        length = min_u64(length, layer->size - offset);
+        int r = layer->ops->map(layer, offset, length, &piece, err);
+        if (r < 0)
+            return r;
+        assert(piece.length > 0 && piece.length <= length);
+        if (piece.kind != PIECE_UNALLOCATED) {
+            *ret = piece;
+            *ret_layer = layer;
+            return 0;
+        }
+        length = piece.length;
+    }
+    *ret = (struct piece){.kind = PIECE_ZERO, .length = length};
+    *ret_layer = image->layers[image->layer_count - 1];
+    return 0;
+}
+
+/* What the host file's holes say of a range of it. One call of image_map() keeps it from piece to
+ * piece: a hole, or data, mostly goes on behind the next L2 table. */
+struct hole_hint {
+    size_t file;
+    uint64_t start, end; /* empty: nothing is known */
+    bool hole;
+};
+
+static int find_hole(const struct image *image, const struct piece *piece, struct hole_hint *ret,
+                     struct error *err)
+{
+    const struct image_file *file = &image->files[piece->file]->file;
+    uint64_t start = piece->host_offset, end = start + piece->length;
+    off_t data, hole;
+    struct stat st;
+
+    data = lseek(file->fd, (off_t)start, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) {
+        /* A hole up to the end of the file, unless the file became shorter. */
+        if (fstat(file->fd, &st) < 0)
+            return error_set_errno(err, errno, "%s: cannot stat", file->path);
+        if ((uint64_t)st.st_size < end)
+            return error_set(err, ENODATA,
+                             "%s: the file became shorter: it ends at offset %" PRIu64
+                             ", and bytes up to %" PRIu64 " belong to the image",
+                             file->path, (uint64_t)st.st_size, end);
+        *ret = (struct hole_hint){piece->file, start, end, true};
+        return 0;
+    }
+    if (data < 0) {
+        /* A file or device that has no notion of holes (EINVAL): all of it is data. */
+        *ret = (struct hole_hint){piece->file, 0, UINT64_MAX, false};
+        return 0;
+    }
+    if ((uint64_t)data > start) {
+        *ret = (struct hole_hint){piece->file, start, (uint64_t)data, true};
+        return 0;
+    }
+    hole = lseek(file->fd, (off_t)start, SEEK_HOLE);
+    *ret = (struct hole_hint){piece->file, start, hole > data ? (uint64_t)hole : end, false};
+    return 0;
+}
+
+/* Cuts a DATA piece to its first run of data or hole, and makes it ZERO if that is a hole. */
+static int apply_holes(const struct image *image, struct piece *piece, struct hole_hint *hint,
+                       struct error *err)
+{
+    if (!image->files[piece->file]->has_holes)
+        return 0;
+    if (hint->file != piece->file || piece->host_offset < hint->start ||
+        piece->host_offset >= hint->end) {
+        int r = find_hole(image, piece, hint, err);
+        if (r < 0)
+            return r;
+    }
+    piece->length = min_u64(piece->length, hint->end - piece->host_offset);
+    if (hint->hole)
+        *piece = (struct piece){.kind = PIECE_ZERO, .length = piece->length};
+    return 0;
+}
+
+static enum extent_kind extent_kind_of(enum piece_kind kind)
+{
+    switch (kind) {
+    case PIECE_DATA:
+        return EXTENT_DATA;
+    case PIECE_COMPRESSED:
+        return EXTENT_COMPRESSED;
+    case PIECE_OPAQUE:
+        return EXTENT_OPAQUE;
+    case PIECE_ZERO:
+    case PIECE_UNALLOCATED:
+        break;
+    }
+    return EXTENT_ZERO;
+}
+
+/* Whether `piece` goes on where `extent` ends. A compressed cluster is never put together with
+ * another: whoever reads extents one by one shall decompress each only once. */
+static bool continues(const struct extent *extent, const struct piece *piece)
+{
+    if (extent_kind_of(piece->kind) != extent->kind)
+        return false;
+    switch (extent->kind) {
+    case EXTENT_ZERO:
+    case EXTENT_OPAQUE:
+        return true;
+    case EXTENT_DATA:
+        return piece->file == extent->file &&
+               piece->host_offset == extent->host_offset + extent->length;
+    case EXTENT_COMPRESSED:
+        break;
+    }
+    return false;
+}
+
+int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
+              struct extent *ret, struct error *err)
+{
+    struct hole_hint hint = {0};
+    struct extent extent = {0};
+
+    assert(length > 0 && range_within(offset, length, image_size(image)));
+    for (unsigned pieces = 0; pieces < MAP_PIECES_MAX && extent.length < length; pieces++) {
+        uint64_t at = offset + extent.length;
+        struct layer *layer;
+        struct piece piece;
+        /* What is wrong behind the first piece is told when that is mapped. */
+        struct error *piece_err = pieces == 0 ? err : NULL;
+
+        int r = resolve(image, at, length - extent.length, &piece, &layer, piece_err);
+        if (r == 0 && piece.kind == PIECE_DATA && (flags & IMAGE_MAP_HOLES) != 0)
+            r = apply_holes(image, &piece, &hint, piece_err);
+        if (r < 0) {
+            if (pieces == 0)
+                return r;
+            break;
+        }
+        if (pieces == 0)
+            extent = (struct extent){
+                .kind = extent_kind_of(piece.kind),
+                .start = offset,
+                .length = piece.length,
+                .file = piece.file,
+                .host_offset = piece.host_offset,
+            };
+        else if (continues(&extent, &piece))
+            extent.length += piece.length;
+        else
+            break;
+        if (extent.kind == EXTENT_COMPRESSED)
+            break;
+    }
+    *ret = extent;
+    return 0;
+}
+
+/* --- Reading --- */
+
+int image_read(struct image *image, uint64_t offset, void *buffer, size_t length, struct error *err)
+{
+    uint8_t *p = buffer;
+    int r = 0;
+
+    assert(range_within(offset, length, image_size(image)));
+    while (length > 0) {
+        struct layer *layer;
+        struct piece piece;
+
+        r = resolve(image, offset, length, &piece, &layer, err);
+        if (r < 0)
+            return r;
+        size_t n = (size_t)piece.length;
+        switch (piece.kind) {
+        case PIECE_ZERO:
+        case PIECE_UNALLOCATED:
+            memset(p, 0, n);
+            break;
+        case PIECE_DATA: {
+            const struct image_file *file = &image->files[piece.file]->file;
+            r = io_read_at(file->fd, file->path, p, n, piece.host_offset, err);
+            break;
+        }
+        case PIECE_COMPRESSED:
+        case PIECE_OPAQUE:
+            r = layer->ops->read(layer, &piece, offset, p, n, err);
+            break;
+        }
+        if (r < 0)
+            return r;
+        p += n;
+        offset += n;
+        length -= n;
+    }
+    return 0;
+}

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The cache of L2 slices.
+ *
+ * L2 tables are cached in slices of at most 4 KiB: whole tables of 2 MiB clusters would be too
+ * large a unit for random reads. The cache is set-associative; a slice's key is its offset in the
+ * file, with the number of the layer in the low bits that an offset leaves free.
+ *
+ * Looking up takes no lock. Each slot has a sequence number, odd while somebody fills it; a reader
+ * copies what it wants and believes it only if the sequence number is even and the same before and
+ * after, and the key in between is its own. All loads of the copy are acquiring and all stores of a
+ * fill releasing, which orders them against the sequence number (plain stores between fences would
+ * be the same machine code on x86, and unknown to thread sanitizers). Whoever misses reads the file
+ * without any lock, uses what it read, and then puts it into a slot under the set's mutex.
+ *
+ * Slots are filled over by second chance: a hit marks its slot, and a fill goes round the set,
+ * unmarking, to the first slot without mark. Memory for a slot is allocated when it is first
+ * filled, and stays until the cache is freed, so that a late reader still reads memory of ours.
+ */
+#include "image/l2-cache.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "common/checked.h"
+#include "common/io.h"
+#include "image/bytes.h"
+
+enum {
+    WAYS = 8,
+    SETS = 128, /* 4 MiB in all, which map 32 GiB of disk at 64 KiB a cluster */
+    OWNER_BITS = 9,
+};
+
+struct l2_set {
+    _Alignas(64) _Atomic uint64_t keys[WAYS]; /* 0: empty */
+    _Atomic uint32_t sequences[WAYS];
+    _Atomic uint8_t used[WAYS];
+    _Atomic(_Atomic uint64_t *) words[WAYS]; /* L2_SLICE_WORDS_MAX each */
+    pthread_mutex_t fill_lock;
+    unsigned hand; /* under fill_lock: the next slot that may be filled over */
+};
+
+struct l2_cache {
+    struct l2_set sets[SETS];
+};
+
+int l2_cache_new(struct l2_cache **ret, struct error *err)
+{
+    struct l2_cache *cache = aligned_alloc(_Alignof(struct l2_cache), sizeof(*cache));
+
+    if (cache == NULL)
+        return error_oom(err);
+    memset(cache, 0, sizeof(*cache));
+    for (unsigned i = 0; i < SETS; i++)
+        pthread_mutex_init(&cache->sets[i].fill_lock, NULL);
+    *ret = cache;
+    return 0;
+}
+
+void l2_cache_free(struct l2_cache *cache)
+{
+    if (cache == NULL)
+        return;
+    for (unsigned i = 0; i < SETS; i++) {
+        for (unsigned way = 0; way < WAYS; way++)
+            free((void *)cache->sets[i].words[way]);
+        pthread_mutex_destroy(&cache->sets[i].fill_lock);
+    }
+    free(cache);
+}
+
+static struct l2_set *set_of(struct l2_cache *cache, uint64_t key)
+{
+    return &cache->sets[(key * 0x9e3779b97f4a7c15u) >> 57];
+}
+
+static bool lookup(struct l2_set *set, uint64_t key, size_t first, size_t count, uint64_t *words)
+{
+    for (unsigned way = 0; way < WAYS; way++) {
+        uint32_t sequence = atomic_load_explicit(&set->sequences[way], memory_order_acquire);
+
+        if (atomic_load_explicit(&set->keys[way], memory_order_acquire) != key ||
+            (sequence & 1) != 0)
+            continue;
+        const _Atomic uint64_t *slot = atomic_load_explicit(&set->words[way], memory_order_acquire);
+        for (size_t i = 0; i < count; i++)
+            words[i] = atomic_load_explicit(&slot[first + i], memory_order_acquire);
+        if (atomic_load_explicit(&set->sequences[way], memory_order_relaxed) != sequence)
+            continue;
+        /* Only when it is not marked already, or every hit would take the line from the others. */
+        if (atomic_load_explicit(&set->used[way], memory_order_relaxed) == 0)
+            atomic_store_explicit(&set->used[way], 1, memory_order_relaxed);
+        return true;
+    }
+    return false;
+}
+
+/* Under fill_lock. */
+static unsigned find_victim(struct l2_set *set)
+{
+    for (;;) {
+        unsigned way = set->hand;
+
+        set->hand = (set->hand + 1) % WAYS;
+        if (atomic_load_explicit(&set->used[way], memory_order_relaxed) == 0)
+            return way;
+        atomic_store_explicit(&set->used[way], 0, memory_order_relaxed);
+    }
+}
+
+static void insert(struct l2_set *set, uint64_t key, const uint64_t *words, size_t count)
+{
+    pthread_mutex_lock(&set->fill_lock);
+    for (unsigned way = 0; way < WAYS; way++) {
+        if (atomic_load_explicit(&set->keys[way], memory_order_relaxed) == key) {
+            pthread_mutex_unlock(&set->fill_lock);
+            return;
+        }
+    }
+    unsigned way = find_victim(set);
+    _Atomic uint64_t *slot = atomic_load_explicit(&set->words[way], memory_order_relaxed);
+    if (slot == NULL)
+        slot = calloc(L2_SLICE_WORDS_MAX, sizeof(*slot));
+    /* Without memory it is just not cached. */
+    if (slot != NULL) {
+        uint32_t sequence = atomic_load_explicit(&set->sequences[way], memory_order_relaxed);
+
+        atomic_store_explicit(&set->sequences[way], sequence + 1, memory_order_relaxed);
+        atomic_store_explicit(&set->words[way], slot, memory_order_release);
+        for (size_t i = 0; i < count; i++)
+            atomic_store_explicit(&slot[i], words[i], memory_order_release);
+        atomic_store_explicit(&set->keys[way], key, memory_order_release);
+        atomic_store_explicit(&set->used[way], 1, memory_order_relaxed);
+        atomic_store_explicit(&set->sequences[way], sequence + 2, memory_order_release);
+    }
+    pthread_mutex_unlock(&set->fill_lock);
+}
+
+int l2_cache_read(struct l2_cache *cache, unsigned owner, const struct image_file *file,
+                  uint64_t offset, size_t slice_bytes, size_t first, size_t count, uint64_t *words,
+                  struct error *err)
+{
+    uint64_t slice[L2_SLICE_WORDS_MAX];
+    uint64_t key = offset | owner;
+    struct l2_set *set = set_of(cache, key);
+
+    assert(owner < 1u << OWNER_BITS && offset != 0 && (offset & (slice_bytes - 1)) == 0);
+    assert(slice_bytes >= 1u << OWNER_BITS && slice_bytes <= L2_SLICE_BYTES_MAX);
+    assert(range_within(first, count, slice_bytes / 8));
+    if (lookup(set, key, first, count, words))
+        return 0;
+
+    int r = io_read_at(file->fd, file->path, slice, slice_bytes, offset, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < slice_bytes / 8; i++)
+        slice[i] = be64toh(slice[i]);
+    insert(set, key, slice, slice_bytes / 8);
+    memcpy(words, slice + first, count * 8);
+    return 0;
+}
