@@ -111,6 +111,16 @@ int cli_target_open(const char *path, const struct cli_options *options, const c
 int cli_verity_params(const struct cli_options *options, const struct cli_target *target,
                       struct verity_params *ret, struct error *err);
 
+/* Only what the options say over the defaults; data_blocks is 0 unless given. Values are parsed but
+ * not yet checked: verity_geometry_init() does that. */
+int cli_verity_given(const struct cli_options *options, struct verity_params *ret,
+                     struct error *err);
+
+/* An error, with both figures, if the data blocks do not fit into the target's partition. The block
+ * size must be a good one. */
+int cli_check_data_blocks(const struct cli_target *target, const struct verity_params *params,
+                          struct error *err);
+
 /* A tree over the target's partition. */
 int cli_tree_new(const struct cli_options *options, const struct cli_target *target,
                  struct hashtree **ret, struct error *err);

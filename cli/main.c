@@ -7,6 +7,8 @@
 
 static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
+    &cmd_hash,
+    &cmd_verify,
     NULL,
 };
 
