@@ -4,6 +4,7 @@
 #include <stdbool.h>
 
 #include "common/error.h"
+#include "common/progress.h"
 #include "hashtree/hashtree.h"
 #include "image/image.h"
 #include "image/partition.h"
@@ -18,8 +19,9 @@
  *     params.json all parameters                  cmdline     dm-mod.create="…" for a kernel
  *     stats.json  live counters
  *
- * Reading root-hash, table, cmdline, params.json, or the superblock and upper levels of hash waits
- * for a full build of the tree; everything else answers at once.
+ * Opening root-hash, table, cmdline or params.json, and reading the superblock or upper levels of
+ * hash, waits for a full build of the tree; everything else answers at once. A build that fails is
+ * EIO to those who wait for it, and is tried again for whoever comes a second later.
  */
 struct fs;
 
@@ -28,25 +30,51 @@ struct fs_options {
     const struct partition_table *partitions;
     const struct partition *data; /* one of them, or &partitions->disk */
     struct hashtree *tree;        /* over the data partition */
-    const char *mount_options;    /* further options of -o, comma-separated, or NULL */
-    unsigned threads;             /* that serve requests; 0: a default */
+    const char *mount_options;    /* of -o, comma-separated, as fs_check_options() takes; or NULL */
+    unsigned threads;             /* that serve requests; 0: a default after the number of CPUs */
+
+    /* All may be NULL; called from threads of the fs with `arg`. */
+    void (*ready)(void *arg); /* once, when requests are answered */
+    /* Around each full build, never overlapping. `progress` is the tree's. */
+    void (*build_started)(const struct progress *progress, void *arg);
+    void (*build_ended)(void *arg);
+    void *arg;
 };
 
+/* Checks mount options (-o); errors name the option that is unknown or wrong. NULL is fine. */
+int fs_check_options(const char *mount_options, struct error *err);
+
 /*
- * Mounts on `directory`, which must exist and be empty. What `options` points to must outlive the
- * fs. Requests are answered only once fs_serve() runs. *ret is freed with fs_free(), which unmounts
- * if that has not happened.
+ * Checks that something can be mounted at `directory`: FUSE is there and may be used, and
+ * `directory` is an empty directory with no filesystem of ours, dead or alive, mounted on it.
+ * *ret is its absolute path without symbolic links, to be freed.
+ */
+int fs_check_directory(const char *directory, char **ret, struct error *err);
+
+/*
+ * Mounts on `directory`, as fs_check_directory() returned it. What `options` points to must outlive
+ * the fs. Starts no threads; requests are answered only once fs_serve() runs. *ret is freed with
+ * fs_free(), which unmounts if that has not happened.
  */
 int fs_mount(const struct fs_options *options, const char *directory, struct fs **ret,
              struct error *err);
 void fs_free(struct fs *fs);
 DEFINE_CLEANUP(struct fs, fs_free);
 
+/* fs_serve() could not wait for all threads. */
+#define FS_ABANDONED 1
+
 /*
- * Answers requests until the filesystem is unmounted or fs_stop() is called. Call it from a process
- * that has started no threads before a fork it needs.
+ * Answers requests until the filesystem is unmounted or fs_stop() is called, once in the life of an
+ * fs. Then requests in flight are answered, builds are cancelled (hashtree_cancel()), and the
+ * filesystem is unmounted. Signals are blocked in the threads it starts, so that they reach the
+ * caller.
+ *
+ * Returns 0; FS_ABANDONED if a thread was still stuck in reading a file after seconds of waiting
+ * (an image on a dead network file system): then fs_free() does nothing, nothing the fs uses may be
+ * freed, and the process had better _exit(); or a negative errno value if serving could not begin.
  */
 int fs_serve(struct fs *fs, struct error *err);
 
-/* Makes fs_serve() return; safe in signal handlers. */
+/* Makes fs_serve() return, now or when it is called; safe in signal handlers. */
 void fs_stop(struct fs *fs);

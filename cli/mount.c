@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * `qverity mount`. What can be refused is refused before the fork that makes the daemon. The child
+ * mounts; both wait until the mount itself has answered a request; then the child leaves the
+ * terminal and the parent returns. What goes wrong until then comes to the parent over a pipe.
+ *
+ * The image is open, and locked, in the parent already: its locks belong to the open files, not to
+ * a process, and are the child's once the parent is gone.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "fs/fs.h"
+
+struct mount_context {
+    bool foreground;
+    char options[4096]; /* of -o */
+};
+
+enum { OPT_FOREGROUND, OPT_OPTIONS };
+
+static const struct cli_option mount_own_options[] = {
+    [OPT_FOREGROUND] = {"foreground", 'f', NULL, "stay in the foreground, log to stderr"},
+    [OPT_OPTIONS] = {"options", 'o', "OPTION,…", "mount options: allow_other, direct_io, …"},
+    {0},
+};
+
+static int mount_option(size_t index, const char *argument, void *context, struct error *err)
+{
+    struct mount_context *mount = context;
+    size_t used = strlen(mount->options);
+
+    if (index == OPT_FOREGROUND) {
+        mount->foreground = true;
+        return 0;
+    }
+    int n = snprintf(mount->options + used, sizeof(mount->options) - used, "%s%s",
+                     used > 0 ? "," : "", argument);
+    if (n < 0 || (size_t)n >= sizeof(mount->options) - used)
+        return error_set(err, EINVAL, "-o: more than %zu bytes of mount options",
+                         sizeof(mount->options) - 1);
+    return fs_check_options(argument, err);
+}
+
+/* --- The process that serves --- */
+
+struct server {
+    const struct cli_options *cli;
+    const char *mount_options;
+    const char *directory;
+    const struct cli_target *target;
+    const struct verity_params *params;
+    int report; /* pipe to the waiting parent; -1 in the foreground */
+    struct fs *fs;
+    struct progress_meter *meter;
+};
+
+/* For the signal handler; set while those signals may come. */
+static struct fs *_Atomic signalled_fs;
+
+static void on_signal(int number)
+{
+    struct fs *fs = signalled_fs;
+
+    (void)number;
+    if (fs != NULL)
+        fs_stop(fs);
+}
+
+static void ending_signals(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGTERM);
+    sigaddset(set, SIGHUP);
+}
+
+static void handle_signals(bool foreground)
+{
+    struct sigaction end = {.sa_handler = on_signal}, ignore = {.sa_handler = SIG_IGN}, old;
+
+    sigaction(SIGPIPE, &ignore, NULL);
+    sigaction(SIGINT, &end, NULL);
+    sigaction(SIGTERM, &end, NULL);
+    /* The terminal that closes ends what runs in its foreground, unless nohup says otherwise. */
+    sigaction(SIGHUP, NULL, &old);
+    sigaction(SIGHUP, foreground && old.sa_handler != SIG_IGN ? &end : &ignore, NULL);
+}
+
+/* A daemon keeps no terminal, no directory, and no pipe of whoever started it. */
+static void leave_terminal(void)
+{
+    _cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+    (void)setsid();
+    if (chdir("/") < 0)
+        log_warning("cannot change to /: %s", strerror(errno));
+    log_to_syslog();
+    if (null >= 0) {
+        (void)dup2(null, STDIN_FILENO);
+        (void)dup2(null, STDOUT_FILENO);
+        (void)dup2(null, STDERR_FILENO);
+    }
+}
+
+static void on_ready(void *arg)
+{
+    struct server *server = arg;
+
+    if (server->report < 0)
+        return;
+    leave_terminal();
+    const int code = 0;
+    if (io_write(server->report, "parent", &code, sizeof(code), NULL) < 0)
+        fs_stop(server->fs); /* was ended while it waited */
+    cleanup_close(&server->report);
+}
+
+static void on_build_started(const struct progress *progress, void *arg)
+{
+    struct server *server = arg;
+
+    if (server->report < 0 &&
+        cli_meter_start(server->cli, "hashing", progress, &server->meter, NULL) < 0)
+        server->meter = NULL;
+}
+
+static void on_build_ended(void *arg)
+{
+    struct server *server = arg;
+
+    if (server->meter != NULL)
+        progress_meter_stop(TAKE_PTR(server->meter));
+}
+
+static int serve(struct server *server, bool foreground, struct error *err)
+{
+    _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
+    _cleanup_(fs_free_cleanup) struct fs *fs = NULL;
+    const struct cli_target *target = server->target;
+    sigset_t signals;
+
+    int r = hashtree_new(target->image, target->partition->start, server->params,
+                         &server->cli->tree, &tree, err);
+    if (r < 0)
+        return r;
+    /* From the mounting on, a signal must not end us before we can unmount. */
+    ending_signals(&signals);
+    sigprocmask(SIG_BLOCK, &signals, NULL);
+    handle_signals(foreground);
+    const struct fs_options options = {
+        .image = target->image,
+        .partitions = target->partitions,
+        .data = target->partition,
+        .tree = tree,
+        .mount_options = server->mount_options,
+        .ready = on_ready,
+        .build_started = foreground ? on_build_started : NULL,
+        .build_ended = foreground ? on_build_ended : NULL,
+        .arg = server,
+    };
+    r = fs_mount(&options, server->directory, &fs, err);
+    if (r < 0)
+        return r;
+    server->fs = fs;
+    signalled_fs = fs;
+    sigprocmask(SIG_UNBLOCK, &signals, NULL);
+    r = fs_serve(fs, err);
+    sigprocmask(SIG_BLOCK, &signals, NULL);
+    signalled_fs = NULL;
+    if (r == FS_ABANDONED)
+        _exit(CLI_DONE); /* a thread still uses all of this */
+    return r;
+}
+
+/* --- The parent --- */
+
+/* In the child: serves, and tells the parent what went wrong before it was ready. */
+static int run_daemon(struct server *server)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+
+    int r = serve(server, false, &err);
+    if (r == 0)
+        return CLI_DONE;
+    if (server->report >= 0) {
+        const int code = err.code;
+        const char *message = error_message(&err);
+        if (io_write(server->report, "parent", &code, sizeof(code), NULL) == 0)
+            io_write(server->report, "parent", message, strlen(message), NULL);
+    }
+    return CLI_FAILED;
+}
+
+/* All that the child writes until it closes the pipe. Returns how many bytes. */
+static size_t read_report(int report, char *buffer, size_t room)
+{
+    size_t used = 0;
+
+    while (used < room) {
+        ssize_t n = read(report, buffer + used, room - used);
+        if (n > 0)
+            used += (size_t)n;
+        else if (n == 0 || errno != EINTR)
+            break;
+    }
+    return used;
+}
+
+/* Waits until the child is ready, or tells why it is not. */
+static int wait_ready(pid_t child, int report, struct error *err)
+{
+    char buffer[4096];
+    int code, status;
+
+    size_t length = read_report(report, buffer, sizeof(buffer));
+    if (length >= sizeof(code)) {
+        memcpy(&code, buffer, sizeof(code));
+        if (code == 0)
+            return 0;
+        return error_set(err, code, "%.*s", (int)(length - sizeof(code)), buffer + sizeof(code));
+    }
+    if (waitpid(child, &status, 0) == child && WIFSIGNALED(status))
+        return error_set(err, EIO, "the process that serves the mount was ended by signal %d (%s)",
+                         WTERMSIG(status), strsignal(WTERMSIG(status)));
+    return error_set(err, EIO, "the process that serves the mount ended before it was ready");
+}
+
+static int start_daemon(struct server *server, struct error *err)
+{
+    _cleanup_close_ int report = -1;
+    int fds[2];
+
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return error_set_errno(err, errno, "cannot make a pipe");
+    report = fds[0];
+    server->report = fds[1];
+    (void)fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        cleanup_close(&report);
+        int r = run_daemon(server);
+        cleanup_close(&server->report);
+        return r;
+    }
+    int saved_errno = errno;
+    cleanup_close(&server->report);
+    if (child < 0)
+        return error_set_errno(err, saved_errno, "cannot fork");
+    return wait_ready(child, report, err);
+}
+
+/* The daemon changes its directory, and its log is read elsewhere. Symbolic links stay: a backing
+ * file is looked for beside the name that was given. */
+static int absolute_path(const char *path, char **ret, struct error *err)
+{
+    _cleanup_free_ char *directory = NULL;
+
+    if (path[0] != '/') {
+        directory = getcwd(NULL, 0);
+        if (directory == NULL)
+            return error_set_errno(err, errno, "cannot tell the current directory");
+    }
+    if (asprintf(ret, "%s%s%s", directory != NULL ? directory : "", directory != NULL ? "/" : "",
+                 path) < 0)
+        return error_oom(err);
+    return 0;
+}
+
+static int mount_run(const struct cli_options *options, int argc, char **argv, void *context,
+                     struct error *err)
+{
+    const struct mount_context *mount = context;
+    _cleanup_free_ char *image = NULL, *directory = NULL;
+    _cleanup_target_ struct cli_target target = {0};
+    struct verity_params params;
+
+    (void)argc;
+    int r = absolute_path(argv[0], &image, err);
+    if (r < 0)
+        return r;
+    r = cli_target_open(image, options, NULL, &target, err);
+    if (r < 0)
+        return r;
+    r = cli_verity_params(options, &target, &params, err);
+    if (r < 0)
+        return r;
+    r = fs_check_directory(argv[1], &directory, err);
+    if (r < 0)
+        return r;
+    struct server server = {
+        .cli = options,
+        .mount_options = mount->options,
+        .directory = directory,
+        .target = &target,
+        .params = &params,
+        .report = -1,
+    };
+    if (mount->foreground)
+        return serve(&server, true, err);
+    return start_daemon(&server, err);
+}
+
+const struct cli_command cmd_mount = {
+    .name = "mount",
+    .arguments = "IMAGE DIRECTORY",
+    .summary = "serve an image's disk, partitions and hash device as files",
+    .details =
+        "Mounts a filesystem on DIRECTORY, which must be empty, and returns when its files can be\n"
+        "read: disk, part1 and so on, data (a link to the data partition), hash (the dm-verity\n"
+        "hash device of data), root-hash, table, cmdline, params.json and stats.json. All are\n"
+        "read-only. The root hash is computed when one of the files that tell it is opened.\n"
+        "'fusermount3 -u DIRECTORY' unmounts.\n"
+        "\n"
+        "Mount options: allow_other, allow_root, auto_unmount, direct_io (no page cache for the\n"
+        "files), max_read=BYTES, fsname=NAME, noexec, noatime and others of mount(8) that make\n"
+        "sense for a read-only filesystem.",
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE,
+    .options = mount_own_options,
+    .operands_min = 2,
+    .operands_max = 2,
+    .option = mount_option,
+    .context_size = sizeof(struct mount_context),
+    .run = mount_run,
+};

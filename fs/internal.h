@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+
+/* The interface of libfuse 3.10, the oldest that we build with. */
+#define FUSE_USE_VERSION 35
+#include <fuse_lowlevel.h>
+
+#include "common/error.h"
+#include "fs/fs.h"
+
+/*
+ * Private to fs/. How the files share the work:
+ *
+ *     options.c  -o, and the arguments that libfuse gets
+ *     place.c    whether a directory can be mounted on; the mount's read-ahead
+ *     session.c  an fs's life: mounting, serving threads, the end
+ *     node.c     which files there are, their attributes
+ *     ops.c      the FUSE operations
+ *     read.c     the bytes of a range of the image, gathered for a reply
+ *     job.c      requests that wait for a build, or for their turn to have hash blocks computed
+ *     content.c  root-hash, table, cmdline, params.json, stats.json
+ *
+ * Threads: fs_serve() starts a fixed number of workers, each with a descriptor of its own for the
+ * FUSE connection; a worker answers a request before it takes the next. Requests that would hold
+ * it up for long become jobs (job.c). One more thread, the builder, runs full builds. The nodes are
+ * made by fs_mount() and constant from then on, except for their atomics.
+ */
+
+/* Largest read that the kernel sends: what FUSE allows with 4 KiB pages. */
+#define FS_MAX_READ (1024u * 1024)
+
+/* --- options.c --- */
+
+struct fs_mount_options {
+    char *fuse;        /* the -o argument for libfuse, owned */
+    unsigned max_read; /* bytes */
+    bool direct_io;    /* no page cache for the image's files */
+};
+
+/* `source` is shown as the mounted device unless an fsname option says otherwise. */
+int fs_options_parse(const char *text, const char *source, struct fs_mount_options *ret,
+                     struct error *err);
+
+/* --- node.c --- */
+
+enum node_kind {
+    NODE_ROOT,  /* the directory */
+    NODE_RANGE, /* a range of the image */
+    NODE_LINK,
+    NODE_HASH,
+    NODE_TEXT,  /* made once the root hash is known; the length is known before */
+    NODE_STATS, /* made anew at each open */
+};
+
+enum text_kind { TEXT_ROOT_HASH, TEXT_TABLE, TEXT_CMDLINE, TEXT_PARAMS, TEXT_COUNT };
+
+struct fs_node {
+    char name[24];
+    enum node_kind kind;
+    uint64_t size;       /* bytes, as stat shows it */
+    uint64_t start;      /* RANGE: bytes of the image before it */
+    const char *target;  /* LINK: name of another node */
+    enum text_kind text; /* TEXT */
+
+    _Atomic uint64_t reads;
+    _Atomic uint64_t bytes;
+    _Atomic uint64_t errors;
+};
+
+struct fs_nodes {
+    struct fs_node *all; /* inode number FUSE_ROOT_ID + i is all[i] */
+    size_t count;
+    struct stat attr;     /* what all have in common */
+    uint64_t image_usage; /* bytes that the image's files take on their file systems */
+};
+
+int fs_nodes_init(const struct fs_options *options, const size_t text_sizes[static TEXT_COUNT],
+                  struct fs_nodes *ret, struct error *err);
+
+/* NULL if there is no such node. */
+struct fs_node *fs_node_get(const struct fs_nodes *nodes, fuse_ino_t ino);
+struct fs_node *fs_node_find(const struct fs_nodes *nodes, const char *name);
+fuse_ino_t fs_node_ino(const struct fs_nodes *nodes, const struct fs_node *node);
+void fs_node_stat(const struct fs_nodes *nodes, const struct fs_node *node, struct stat *ret);
+
+static inline void fs_node_count(struct fs_node *node, uint64_t bytes)
+{
+    atomic_fetch_add_explicit(&node->reads, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&node->bytes, bytes, memory_order_relaxed);
+}
+
+static inline void fs_node_count_error(struct fs_node *node)
+{
+    atomic_fetch_add_explicit(&node->errors, 1, memory_order_relaxed);
+}
+
+/* --- content.c --- */
+
+/* The texts that depend on the root hash, each owned and NUL-terminated. */
+struct fs_texts {
+    char *text[TEXT_COUNT];
+};
+void fs_texts_clear(struct fs_texts *texts);
+DEFINE_CLEANUP_INPLACE(struct fs_texts, fs_texts_clear);
+
+/* The texts' lengths, known without the root. */
+int fs_texts_sizes(const struct fs_options *options, size_t ret[static TEXT_COUNT],
+                   struct error *err);
+
+/* Makes the texts. Computes the root. */
+int fs_texts_make(const struct fs_options *options, struct fs_texts *ret, struct error *err);
+
+/* stats.json as it is now; owned. */
+int fs_stats_make(const struct fs_options *options, const struct fs_nodes *nodes, bool building,
+                  char **ret, struct error *err);
+
+/* --- read.c --- */
+
+#define GATHER_MAX 64
+
+/* Bytes that lie in several places; valid until the thread gathers again. */
+struct fs_gather {
+    struct iovec iov[GATHER_MAX];
+    int count;
+};
+
+/* The bytes of [offset, offset + length) of the image, which must lie within it. */
+int fs_gather_image(struct image *image, uint64_t offset, size_t length, struct fs_gather *ret,
+                    struct error *err);
+
+/* A buffer of the calling thread; what it held before is lost. NULL when out of memory. */
+uint8_t *fs_buffer(size_t length);
+
+/* Frees the calling thread's buffer. */
+void fs_buffer_free(void);
+
+/* lseek's SEEK_DATA and SEEK_HOLE in a range of the image; -ENXIO as lseek has it. */
+int fs_seek_image(struct image *image, uint64_t start, uint64_t size, uint64_t offset, int whence,
+                  bool (*give_up)(void *arg), void *arg, uint64_t *ret, struct error *err);
+
+/* --- job.c --- */
+
+struct fs_job;
+
+struct fs_jobs {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;    /* the builder */
+    struct fs_job *waiting; /* for the root; all under lock */
+    struct fs_job *lane;    /* hash reads whose turn has not come, first come first */
+    unsigned lane_running;  /* threads that compute hash blocks for a request */
+    unsigned lane_max;      /* how many may */
+    bool stopping;          /* no new jobs */
+    struct timespec failed; /* when the last build failed; 0 if it did not */
+    pthread_t builder;
+    bool builder_started;
+    _Atomic bool building;
+    struct fs_texts texts; /* set before texts_ready, then constant */
+    _Atomic bool texts_ready;
+};
+
+void fs_jobs_init(struct fs_jobs *jobs, unsigned workers);
+void fs_jobs_destroy(struct fs_jobs *jobs);
+
+/* Answers an open of `node`, a NODE_TEXT, when its text is there. */
+void fs_job_open(struct fs *fs, fuse_req_t req, struct fs_node *node,
+                 const struct fuse_file_info *fi);
+
+/* Answers a read of the hash device; the range lies within it. */
+void fs_job_read_hash(struct fs *fs, fuse_req_t req, struct fs_node *node, uint64_t offset,
+                      size_t length);
+
+/* Answers all jobs that have not begun with ENOTCONN, and all that come from now on. */
+void fs_jobs_stop(struct fs *fs);
+
+/* Whether computing that range of the hash device may take so long that it is left to the builder
+ * as long as the root is not known. */
+bool fs_hash_needs_build(const struct verity_params *params, const struct verity_geometry *geometry,
+                         uint64_t offset, uint64_t length);
+
+/* --- ops.c --- */
+
+extern const struct fuse_lowlevel_ops fs_ops;
+
+/* Logs why `node` could not be read and counts it. */
+void fs_log_error(struct fs_node *node, const struct error *err);
+
+/* Flags of an open file of the image. */
+void fs_open_flags(const struct fs *fs, const struct fs_node *node, struct fuse_file_info *fi);
+
+/* --- place.c --- */
+
+/* Sets the read-ahead of the mount with this device number, where we may; else says why not in
+ * the debug log. */
+void fs_raise_readahead(dev_t device);
+
+/* --- session.c --- */
+
+struct fs_worker {
+    struct fs *fs;
+    pthread_t thread;
+    int channel;         /* its descriptor of the FUSE connection */
+    struct fuse_buf buf; /* the request */
+    bool started;
+};
+
+struct fs {
+    struct fs_options options;
+    struct fs_mount_options mount;
+    struct fs_nodes nodes;
+    struct fs_jobs jobs;
+    char *directory;
+    struct fuse_session *session;
+    bool mounted;
+
+    struct fs_worker *workers;
+    unsigned worker_count;
+    pthread_t prober; /* tells when requests are answered */
+    bool prober_started;
+    sem_t wake;        /* posted when serving has to end */
+    _Atomic bool stop; /* serving has to end */
+    bool abandoned;
+};
+
+/*
+ * The descriptor on which the calling thread takes requests and answers them. The kernel accepts a
+ * reply only where it handed out the request, so a job notes it and sets it again for its reply.
+ */
+int fs_channel(void);
+void fs_set_channel(int fd);
+
+/* A mask of signals for threads: all blocked. Returns what pthread_create() does. */
+int fs_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);
