@@ -8,6 +8,7 @@
 static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
     &cmd_hash,
+    &cmd_mount,
     &cmd_verify,
     NULL,
 };
