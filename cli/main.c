@@ -7,6 +7,7 @@
 
 static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
+    &cmd_boot,
     &cmd_hash,
     &cmd_mount,
     &cmd_verify,

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: MIT */
+#include "cli/serve.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "common/log.h"
+#include "fs/fs.h"
+
+/*
+ * The child's threads: the first serves; one waits for the parent's end of the socket to close; one
+ * computes the root hash if that is wanted. It leaves by _exit(), so that nothing has to be freed
+ * under threads that may be stuck in a file on a dead network file system.
+ *
+ * A report is one packet: a byte that tells the kind, then text. An error has its code in front of
+ * the text.
+ */
+
+#define REPORT_MOUNTED 'M'
+#define REPORT_TABLE 'T'
+#define REPORT_ERROR 'E'
+#define REPORT_MAX 8192
+
+#define CHILD_STOP_SECONDS 8 /* from the parent's end to the child's, if something is stuck */
+#define CHILD_STOP_MS 10000  /* that the parent waits for the child before it kills it */
+#define CHILD_KILL_MS 2000   /* and behind that */
+
+struct serve {
+    char *directory;
+    pid_t pid;
+    int socket;
+    bool reaped;
+    int status;
+    bool mounted;
+    char *table;
+};
+
+/* --- The child --- */
+
+struct child {
+    const struct serve_options *options;
+    int socket;
+    struct hashtree *tree;
+    struct fs *fs;
+};
+
+static void report(int socket, char kind, const void *bytes, size_t length)
+{
+    char packet[REPORT_MAX];
+
+    if (length > sizeof(packet) - 1)
+        length = sizeof(packet) - 1;
+    packet[0] = kind;
+    if (length > 0)
+        memcpy(packet + 1, bytes, length);
+    /* A parent that is gone is noticed elsewhere. */
+    (void)send(socket, packet, length + 1, MSG_NOSIGNAL);
+}
+
+static void report_error(int socket, const struct error *err)
+{
+    char packet[REPORT_MAX / 2];
+    const int code = err->code;
+
+    memcpy(packet, &code, sizeof(code));
+    int n =
+        snprintf(packet + sizeof(code), sizeof(packet) - sizeof(code), "%s", error_message(err));
+    size_t length = n < 0 ? 0 : (size_t)n;
+    if (length > sizeof(packet) - sizeof(code) - 1)
+        length = sizeof(packet) - sizeof(code) - 1;
+    report(socket, REPORT_ERROR, packet, sizeof(code) + length);
+}
+
+/* Unmounts a directory whose server is dead or will not end; without root by fusermount3. */
+static void force_unmount(const char *directory)
+{
+    char *const argv[] = {(char *)"fusermount3", (char *)"-u",      (char *)"-q",
+                          (char *)"-z",          (char *)directory, NULL};
+    extern char **environ;
+    pid_t pid;
+
+    if (umount2(directory, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
+        return;
+    if (posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ) == 0)
+        (void)waitpid(pid, NULL, 0);
+}
+
+/* Only the mount makes a directory of ours busy. */
+static void remove_directory(const char *directory)
+{
+    if (rmdir(directory) < 0 && errno != ENOENT) {
+        force_unmount(directory);
+        (void)rmdir(directory);
+    }
+}
+
+static void *watch_parent(void *arg)
+{
+    struct child *child = arg;
+    struct pollfd pollfd = {.fd = child->socket, .events = POLLIN};
+
+    /* The parent sends nothing. */
+    while (poll(&pollfd, 1, -1) <= 0)
+        ;
+    hashtree_cancel(child->tree);
+    fs_stop(child->fs);
+    (void)sleep(CHILD_STOP_SECONDS);
+    remove_directory(child->options->directory);
+    _exit(1);
+}
+
+static int compute_table(struct child *child, char **ret, struct error *err)
+{
+    _cleanup_(progress_meter_stop_cleanup) struct progress_meter *meter = NULL;
+    uint8_t root[VERITY_DIGEST_MAX];
+
+    int r = cli_meter_start(child->options->cli, "hashing", hashtree_progress(child->tree), &meter,
+                            err);
+    if (r == 0)
+        r = hashtree_root(child->tree, root, err);
+    if (r < 0)
+        return r;
+    char *table = verity_guest_table(hashtree_params(child->tree), hashtree_geometry(child->tree),
+                                     root, child->options->target->partition->number);
+    if (table == NULL)
+        return error_oom(err);
+    *ret = table;
+    return 0;
+}
+
+static void *report_table(void *arg)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+    _cleanup_free_ char *table = NULL;
+    struct child *child = arg;
+
+    if (compute_table(child, &table, &err) < 0)
+        report_error(child->socket, &err);
+    else
+        report(child->socket, REPORT_TABLE, table, strlen(table));
+    return NULL;
+}
+
+static void on_ready(void *arg)
+{
+    struct child *child = arg;
+
+    report(child->socket, REPORT_MOUNTED, NULL, 0);
+}
+
+static int start_thread(void *(*function)(void *), struct child *child, struct error *err)
+{
+    pthread_t thread;
+
+    int code = pthread_create(&thread, NULL, function, child);
+    if (code != 0)
+        return error_set_errno(err, code, "cannot start a thread");
+    (void)pthread_detach(thread);
+    return 0;
+}
+
+static int child_serve(struct child *child, struct error *err)
+{
+    const struct cli_target *target = child->options->target;
+
+    int r = cli_tree_new(child->options->cli, target, &child->tree, err);
+    if (r < 0)
+        return r;
+    const struct fs_options options = {
+        .image = target->image,
+        .partitions = target->partitions,
+        .data = target->partition,
+        .tree = child->tree,
+        .ready = on_ready,
+        .arg = child,
+    };
+    r = fs_mount(&options, child->options->directory, &child->fs, err);
+    if (r < 0)
+        return r;
+    r = start_thread(watch_parent, child, err);
+    if (r == 0 && child->options->table)
+        r = start_thread(report_table, child, err);
+    if (r == 0)
+        r = fs_serve(child->fs, err);
+    if (r != FS_ABANDONED)
+        fs_free(TAKE_PTR(child->fs));
+    return r < 0 ? r : 0;
+}
+
+static _Noreturn void run_child(const struct serve_options *options, int socket)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+    struct child child = {.options = options, .socket = socket};
+    sigset_t none;
+
+    (void)setsid();
+    (void)prctl(PR_SET_NAME, "qverity-serve");
+    /* The parent handles its signals in ways of its own; stdout is the guest's console, whose end
+     * its reader waits for. */
+    (void)signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, NULL);
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) {
+        (void)dup2(null, STDIN_FILENO);
+        (void)dup2(null, STDOUT_FILENO);
+    }
+    int r = child_serve(&child, &err);
+    if (r < 0)
+        report_error(socket, &err);
+    remove_directory(options->directory);
+    _exit(r < 0 ? 1 : 0);
+}
+
+/* --- The parent --- */
+
+int serve_start(const struct serve_options *options, struct serve **ret, struct error *err)
+{
+    _cleanup_close_ int ours = -1, theirs = -1;
+    _cleanup_free_ char *directory = strdup(options->directory);
+    _cleanup_free_ struct serve *serve = calloc(1, sizeof(*serve));
+    int fds[2];
+
+    if (directory == NULL || serve == NULL)
+        return error_oom(err);
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
+        return error_set_errno(err, errno, "socketpair");
+    ours = fds[0];
+    theirs = fds[1];
+    (void)fflush(stdout);
+    serve->pid = fork();
+    if (serve->pid < 0)
+        return error_set_errno(err, errno, "fork");
+    if (serve->pid == 0) {
+        cleanup_close(&ours);
+        run_child(options, theirs);
+    }
+    serve->socket = take_fd(&ours);
+    serve->directory = TAKE_PTR(directory);
+    *ret = TAKE_PTR(serve);
+    return 0;
+}
+
+static bool reap_within(struct serve *serve, int ms)
+{
+    const struct timespec pause = {.tv_nsec = 2 * 1000 * 1000};
+
+    for (int waited = 0; !serve->reaped; waited += 2) {
+        if (waitpid(serve->pid, &serve->status, WNOHANG) != 0)
+            serve->reaped = true;
+        else if (waited >= ms)
+            return false;
+        else
+            (void)nanosleep(&pause, NULL);
+    }
+    return true;
+}
+
+void serve_free(struct serve *serve)
+{
+    cleanup_close(&serve->socket);
+    if (!reap_within(serve, CHILD_STOP_MS)) {
+        (void)kill(serve->pid, SIGKILL);
+        (void)reap_within(serve, CHILD_KILL_MS);
+    }
+    remove_directory(serve->directory);
+    free(serve->directory);
+    free(serve->table);
+    free(serve);
+}
+
+int serve_fd(const struct serve *serve)
+{
+    return serve->socket;
+}
+
+static int take_report(struct serve *serve, char *packet, size_t length, struct error *err)
+{
+    int code;
+
+    switch (packet[0]) {
+    case REPORT_MOUNTED:
+        serve->mounted = true;
+        return 0;
+    case REPORT_TABLE:
+        free(serve->table);
+        serve->table = strndup(packet + 1, length - 1);
+        return serve->table == NULL ? error_oom(err) : 0;
+    case REPORT_ERROR:
+        if (length < 1 + sizeof(code))
+            break;
+        memcpy(&code, packet + 1, sizeof(code));
+        return error_set(err, code > 0 ? code : EIO, "%.*s", (int)(length - 1 - sizeof(code)),
+                         packet + 1 + sizeof(code));
+    }
+    return error_set(err, EPROTO, "the process that serves the disk sent what it should not");
+}
+
+static int child_gone(struct serve *serve, struct error *err)
+{
+    if (!reap_within(serve, 500))
+        return error_set(err, EIO, "the process that serves the disk hangs");
+    if (WIFSIGNALED(serve->status))
+        return error_set(err, EIO, "the process that serves the disk was ended by signal %d",
+                         WTERMSIG(serve->status));
+    return error_set(err, EIO, "%s was unmounted by somebody else", serve->directory);
+}
+
+int serve_dispatch(struct serve *serve, struct error *err)
+{
+    char packet[REPORT_MAX];
+
+    for (;;) {
+        ssize_t n = recv(serve->socket, packet, sizeof(packet), MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            return 0;
+        if (n <= 0)
+            return child_gone(serve, err);
+        int r = take_report(serve, packet, (size_t)n, err);
+        if (r < 0)
+            return r;
+    }
+}
+
+bool serve_mounted(const struct serve *serve)
+{
+    return serve->mounted;
+}
+
+const char *serve_table(const struct serve *serve)
+{
+    return serve->table;
+}

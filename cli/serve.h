@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "cli/cli.h"
+
+/*
+ * A child process that serves an image's mount for as long as its parent wants it or lives.
+ *
+ * Parent and child share a socket. Over it the child reports, and its end of file tells the child
+ * that the parent is gone: then the child unmounts and removes the directory by itself. The child
+ * has a session of its own, so that the terminal's Ctrl-C and hang-up reach only the parent.
+ */
+struct serve;
+
+struct serve_options {
+    const struct cli_options *cli;
+    const struct cli_target *target;
+    const char *directory; /* absolute; removed in the end */
+    bool table;            /* compute the root hash and report dm-verity's table */
+};
+
+/*
+ * Forks the child, which mounts and serves the image of `target`. Call it before anything has
+ * started a thread. The files can be read once serve_mounted(). *ret is freed with serve_free().
+ */
+int serve_start(const struct serve_options *options, struct serve **ret, struct error *err);
+
+/* Ends the child, unmounts and removes the directory, whatever state they are in; takes a few
+ * seconds at most. */
+void serve_free(struct serve *serve);
+DEFINE_CLEANUP(struct serve, serve_free);
+
+/* Readable when there is something to dispatch. */
+int serve_fd(const struct serve *serve);
+
+/* Takes the child's reports. Returns its error if it had one, and one that tells of its death if it
+ * is gone. */
+int serve_dispatch(struct serve *serve, struct error *err);
+
+bool serve_mounted(const struct serve *serve);
+
+/* dm-verity's table as verity_guest_table() has it, NULL as long as it is not known. */
+const char *serve_table(const struct serve *serve);

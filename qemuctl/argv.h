@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "common/error.h"
+
+/*
+ * An argument list under construction. It is handed to execvp() as it is: no shell ever sees it.
+ *
+ * The adding functions do not report that memory ran out but remember it, so that a long list can
+ * be built without a check behind each line; argv_check() tells in the end.
+ */
+struct argv {
+    char **items; /* ended by NULL once something was added; owned, as are the strings */
+    size_t count;
+    size_t room;
+    bool oom;
+};
+
+#define ARGV_INIT ((struct argv){0})
+
+void argv_clear(struct argv *argv);
+DEFINE_CLEANUP_INPLACE(struct argv, argv_clear);
+#define _cleanup_argv_ _cleanup_(argv_clear_cleanup)
+
+/* A copy of `item`. */
+void argv_add(struct argv *argv, const char *item);
+void argv_addf(struct argv *argv, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int argv_check(const struct argv *argv, struct error *err);
+
+/* All items as one line that a POSIX shell splits into the same items; a byte that is no printable
+ * ASCII is kept as it is within quotes. Owned string, NULL when out of memory. */
+char *argv_quote(const struct argv *argv);
+
+/* A value for one of QEMU's key=value lists, where a comma is written twice. Owned string, NULL
+ * when out of memory. */
+char *argv_escape_value(const char *value);

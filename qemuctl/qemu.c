@@ -1,0 +1,594 @@
+/* SPDX-License-Identifier: MIT */
+#include "qemuctl/qemu.h"
+
+#include <assert.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "qemuctl/clock.h"
+
+/*
+ * How it works: an epoll descriptor gathers the console pipe, stderr, the QMP socket, a pidfd and a
+ * timer for the stages of a stop. QMP goes over a socket pair that QEMU inherits: there is no path
+ * that somebody could find or that could be left behind, and no moment at which it is not there
+ * yet.
+ *
+ * Why the guest ended is what QEMU's SHUTDOWN event says; the process's exit status tells only
+ * failures. The event is written before QEMU exits, so when the pidfd says that it has, whatever is
+ * in the pipes and the socket is taken first.
+ */
+
+#define REAP_MS 3000 /* that qemu_free() waits behind SIGKILL */
+#define STDERR_KEPT 4096
+
+enum stop_stage { STOP_NONE, STOP_POWERDOWN, STOP_QUIT, STOP_KILL };
+
+struct qemu {
+    struct qemu_handlers handlers;
+    char *program;
+    pid_t pid;
+    bool reaped;
+    int status; /* of waitpid(), once reaped */
+    int epoll, pidfd, timer;
+    int console_in, console_out, messages; /* QEMU's stdin, stdout, stderr */
+    bool paused;
+    struct qmp *qmp;
+    uint32_t qmp_events; /* that epoll watches */
+    char kept[STDERR_KEPT + 1];
+    size_t kept_length;
+    size_t line_start;      /* in kept: of the line that is not complete */
+    enum qemu_end shutdown; /* what the SHUTDOWN event said; QEMU_RUNNING: none came */
+    enum stop_stage stop;
+    enum qemu_end end;
+    char *end_text;
+};
+
+/* --- Spawning --- */
+
+struct child_fds {
+    int in, out, err, qmp, failure;
+};
+
+static _Noreturn void child_fail(int failure)
+{
+    const int code = errno;
+
+    (void)!write(failure, &code, sizeof(code));
+    _exit(127);
+}
+
+/* In the child: only what is safe after a fork. */
+static _Noreturn void child_exec(char *const *argv, struct child_fds fds, pid_t parent)
+{
+    static const int targets[3] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
+    int sources[3] = {fds.in, fds.out, fds.err};
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    sigset_t none;
+
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+        child_fail(fds.failure);
+    /* The parent may have died before that. */
+    if (getppid() != parent)
+        _exit(127);
+    (void)setsid();
+    for (int i = 0; i < 3; i++) {
+        /* Out of the way of the targets first. */
+        sources[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, 10);
+        if (sources[i] < 0)
+            child_fail(fds.failure);
+    }
+    for (int i = 0; i < 3; i++)
+        if (dup2(sources[i], targets[i]) < 0)
+            child_fail(fds.failure);
+    if (fcntl(fds.qmp, F_SETFD, 0) < 0)
+        child_fail(fds.failure);
+    sigemptyset(&action.sa_mask);
+    for (int i = 1; i < NSIG; i++)
+        (void)sigaction(i, &action, NULL);
+    sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, NULL);
+    execvp(argv[0], argv);
+    child_fail(fds.failure);
+}
+
+/* A pipe whose ends stay clear of the standard descriptors, even if some of those are closed. */
+static int make_pipe(int *ret_read, int *ret_write, struct error *err)
+{
+    _cleanup_close_ int reader = -1, writer = -1;
+    int fds[2];
+
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return error_set_errno(err, errno, "pipe");
+    reader = fds[0];
+    writer = fds[1];
+    *ret_read = fcntl(reader, F_DUPFD_CLOEXEC, 10);
+    if (*ret_read < 0)
+        return error_set_errno(err, errno, "pipe");
+    *ret_write = fcntl(writer, F_DUPFD_CLOEXEC, 10);
+    if (*ret_write < 0)
+        return error_set_errno(err, errno, "pipe");
+    return 0;
+}
+
+static int fork_child(struct qemu *qemu, const struct argv *argv, struct child_fds *fds,
+                      struct error *err)
+{
+    _cleanup_argv_ struct argv all = ARGV_INIT;
+    _cleanup_close_ int failure_in = -1, failure_out = -1;
+    int code = 0;
+    ssize_t n;
+
+    for (size_t i = 0; i < argv->count; i++)
+        argv_add(&all, argv->items[i]);
+    argv_add(&all, "-chardev");
+    argv_addf(&all, "socket,id=qverity,fd=%d", fds->qmp);
+    argv_add(&all, "-mon");
+    argv_add(&all, "chardev=qverity,mode=control");
+    int r = argv_check(&all, err);
+    if (r == 0)
+        r = make_pipe(&failure_in, &failure_out, err);
+    if (r < 0)
+        return r;
+    fds->failure = failure_out;
+
+    const pid_t parent = getpid();
+    qemu->pid = fork();
+    if (qemu->pid < 0) {
+        qemu->pid = 0;
+        return error_set_errno(err, errno, "fork");
+    }
+    if (qemu->pid == 0)
+        child_exec(all.items, *fds, parent);
+    cleanup_close(&failure_out);
+    do
+        n = read(failure_in, &code, sizeof(code));
+    while (n < 0 && errno == EINTR);
+    if (n == sizeof(code))
+        return error_set_errno(err, code, "%s: cannot run", argv->items[0]);
+    return 0;
+}
+
+static int watch(struct qemu *qemu, int fd, uint32_t events, struct error *err)
+{
+    struct epoll_event event = {.events = events, .data.fd = fd};
+
+    if (epoll_ctl(qemu->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
+        return error_set_errno(err, errno, "epoll_ctl");
+    return 0;
+}
+
+static int set_nonblocking(int fd, struct error *err)
+{
+    if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
+        return error_set_errno(err, errno, "fcntl");
+    return 0;
+}
+
+static void on_event(const char *name, const json_t *data, void *arg)
+{
+    static const struct {
+        const char *reason;
+        enum qemu_end end;
+    } reasons[] = {
+        {"guest-shutdown", QEMU_POWERED_OFF}, {"guest-reset", QEMU_RESET},
+        {"guest-panic", QEMU_PANICKED},       {"host-qmp-quit", QEMU_QUIT},
+        {"host-signal", QEMU_QUIT},           {"host-ui", QEMU_QUIT},
+        {"subsystem-reset", QEMU_RESET},      {"host-qmp-system-reset", QEMU_QUIT},
+    };
+    struct qemu *qemu = arg;
+
+    if (strcmp(name, "GUEST_PANICKED") == 0) {
+        qemu->shutdown = QEMU_PANICKED;
+        return;
+    }
+    if (strcmp(name, "SHUTDOWN") != 0 || qemu->shutdown != QEMU_RUNNING)
+        return;
+    const char *reason = json_string_value(json_object_get(data, "reason"));
+    qemu->shutdown = QEMU_FAILED;
+    for (size_t i = 0; reason != NULL && i < sizeof(reasons) / sizeof(reasons[0]); i++)
+        if (strcmp(reason, reasons[i].reason) == 0)
+            qemu->shutdown = reasons[i].end;
+}
+
+static int make_qmp(struct qemu *qemu, int *ret_child, struct error *err)
+{
+    const struct qmp_handlers handlers = {.event = on_event, .arg = qemu};
+    _cleanup_close_ int theirs = -1;
+    int fds[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
+        return error_set_errno(err, errno, "socketpair");
+    theirs = fds[1];
+    int r = qmp_new(fds[0], &handlers, &qemu->qmp, err);
+    if (r < 0)
+        return r;
+    *ret_child = fcntl(theirs, F_DUPFD_CLOEXEC, 10);
+    if (*ret_child < 0)
+        return error_set_errno(err, errno, "fcntl");
+    return 0;
+}
+
+static int watch_all(struct qemu *qemu, struct error *err)
+{
+    int r = 0;
+
+    qemu->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (qemu->epoll < 0)
+        return error_set_errno(err, errno, "epoll_create1");
+    qemu->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (qemu->timer < 0)
+        return error_set_errno(err, errno, "timerfd_create");
+    qemu->pidfd = (int)syscall(SYS_pidfd_open, qemu->pid, 0);
+    if (qemu->pidfd < 0)
+        return error_set_errno(err, errno, "pidfd_open");
+    const int pipes[] = {qemu->console_in, qemu->console_out, qemu->messages};
+    for (size_t i = 0; i < 3 && r == 0; i++)
+        r = set_nonblocking(pipes[i], err);
+    qemu->qmp_events = EPOLLIN;
+    const int readers[] = {qemu->console_out, qemu->messages, qmp_fd(qemu->qmp), qemu->timer,
+                           qemu->pidfd};
+    for (size_t i = 0; i < 5 && r == 0; i++)
+        r = watch(qemu, readers[i], EPOLLIN, err);
+    return r;
+}
+
+int qemu_spawn(const struct argv *argv, const struct qemu_handlers *handlers, struct qemu **ret,
+               struct error *err)
+{
+    _cleanup_(qemu_free_cleanup) struct qemu *qemu = NULL;
+    _cleanup_close_ int child_in = -1, child_out = -1, child_err = -1, child_qmp = -1;
+
+    qemu = calloc(1, sizeof(*qemu));
+    if (qemu == NULL)
+        return error_oom(err);
+    qemu->epoll = qemu->pidfd = qemu->timer = -1;
+    qemu->console_in = qemu->console_out = qemu->messages = -1;
+    qemu->handlers = *handlers;
+    qemu->program = strdup(argv->items[0]);
+    if (qemu->program == NULL)
+        return error_oom(err);
+    int r = make_pipe(&child_in, &qemu->console_in, err);
+    if (r == 0)
+        r = make_pipe(&qemu->console_out, &child_out, err);
+    if (r == 0)
+        r = make_pipe(&qemu->messages, &child_err, err);
+    if (r == 0)
+        r = make_qmp(qemu, &child_qmp, err);
+    if (r < 0)
+        return r;
+    struct child_fds fds = {.in = child_in, .out = child_out, .err = child_err, .qmp = child_qmp};
+    r = fork_child(qemu, argv, &fds, err);
+    if (r == 0)
+        r = watch_all(qemu, err);
+    if (r < 0)
+        return r;
+    *ret = TAKE_PTR(qemu);
+    return 0;
+}
+
+/* --- The end --- */
+
+static bool try_reap(struct qemu *qemu)
+{
+    if (!qemu->reaped && qemu->pid > 0 && waitpid(qemu->pid, &qemu->status, WNOHANG) != 0)
+        qemu->reaped = true;
+    return qemu->reaped || qemu->pid <= 0;
+}
+
+void qemu_free(struct qemu *qemu)
+{
+    const struct timespec pause = {.tv_nsec = 5 * 1000 * 1000};
+
+    if (!try_reap(qemu)) {
+        const int64_t deadline = clock_ms() + REAP_MS;
+        (void)kill(qemu->pid, SIGKILL);
+        while (!try_reap(qemu) && clock_ms() < deadline)
+            (void)nanosleep(&pause, NULL);
+    }
+    if (qemu->qmp != NULL)
+        qmp_free(qemu->qmp);
+    cleanup_close(&qemu->pidfd);
+    cleanup_close(&qemu->timer);
+    cleanup_close(&qemu->epoll);
+    cleanup_close(&qemu->console_in);
+    cleanup_close(&qemu->console_out);
+    cleanup_close(&qemu->messages);
+    free(qemu->end_text);
+    free(qemu->program);
+    free(qemu);
+}
+
+/* What QEMU said on stderr, on one line: its errors, or else everything. Owned. */
+static char *stderr_summary(const struct qemu *qemu)
+{
+    _cleanup_free_ char *text = NULL;
+    size_t length;
+
+    for (int with_warnings = 0; with_warnings < 2; with_warnings++) {
+        _cleanup_free_ char *copy = strdup(qemu->kept);
+        char *rest = NULL;
+        FILE *out = open_memstream(&text, &length);
+        if (copy == NULL || out == NULL) {
+            if (out != NULL)
+                fclose(out);
+            return NULL;
+        }
+        for (char *line = strtok_r(copy, "\n", &rest); line != NULL;
+             line = strtok_r(NULL, "\n", &rest))
+            if (with_warnings || strstr(line, "warning: ") == NULL)
+                fprintf(out, "%s%s", ftell(out) > 0 ? "; " : "", line);
+        if (fclose(out) != 0)
+            return NULL;
+        if (length > 0)
+            return TAKE_PTR(text);
+        cleanup_free(&text);
+    }
+    return NULL;
+}
+
+static void describe_failure(struct qemu *qemu)
+{
+    _cleanup_free_ char *said = stderr_summary(qemu);
+    char how[64];
+
+    if (WIFSIGNALED(qemu->status))
+        snprintf(how, sizeof(how), "was ended by signal %d", WTERMSIG(qemu->status));
+    else
+        snprintf(how, sizeof(how), "ended with exit status %d", WEXITSTATUS(qemu->status));
+    if (asprintf(&qemu->end_text, "%s %s%s%s", qemu->program, how, said != NULL ? ": " : "",
+                 said != NULL ? said : "") < 0)
+        qemu->end_text = NULL;
+}
+
+static void conclude(struct qemu *qemu)
+{
+    const bool clean = WIFEXITED(qemu->status) && WEXITSTATUS(qemu->status) == 0;
+
+    if (qemu->stop != STOP_NONE)
+        qemu->end = qemu->shutdown == QEMU_POWERED_OFF ? QEMU_POWERED_OFF : QEMU_STOPPED;
+    else if (qemu->shutdown != QEMU_RUNNING && (clean || qemu->shutdown == QEMU_PANICKED))
+        qemu->end = qemu->shutdown;
+    else
+        qemu->end = QEMU_FAILED;
+    if (qemu->end == QEMU_FAILED)
+        describe_failure(qemu);
+}
+
+enum qemu_end qemu_end(const struct qemu *qemu)
+{
+    return qemu->end;
+}
+
+const char *qemu_end_text(const struct qemu *qemu)
+{
+    static const char *const texts[] = {
+        [QEMU_RUNNING] = "the guest runs",
+        [QEMU_POWERED_OFF] = "the guest powered off",
+        [QEMU_RESET] = "the guest reset itself",
+        [QEMU_PANICKED] = "the guest panicked",
+        [QEMU_STOPPED] = "the guest was stopped",
+        [QEMU_QUIT] = "QEMU was told to end",
+        [QEMU_FAILED] = "QEMU failed",
+    };
+
+    return qemu->end_text != NULL ? qemu->end_text : texts[qemu->end];
+}
+
+/* --- Dispatching --- */
+
+static void unwatch_and_close(struct qemu *qemu, int *fd)
+{
+    (void)epoll_ctl(qemu->epoll, EPOLL_CTL_DEL, *fd, NULL);
+    cleanup_close(fd);
+}
+
+/* At most a few chunks at once, so that a flood cannot keep the owner from its other work. */
+static void read_console(struct qemu *qemu)
+{
+    char chunk[16384];
+
+    for (int i = 0; i < 4 && qemu->console_out >= 0 && !qemu->paused; i++) {
+        ssize_t n = read(qemu->console_out, chunk, sizeof(chunk));
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (n <= 0) {
+            unwatch_and_close(qemu, &qemu->console_out);
+            return;
+        }
+        qemu->handlers.console(chunk, (size_t)n, qemu->handlers.arg);
+    }
+}
+
+/* Hands complete lines of stderr to the owner, and keeps the last STDERR_KEPT bytes. */
+static void keep_messages(struct qemu *qemu, const char *chunk, size_t length)
+{
+    for (size_t i = 0; i < length; i++) {
+        if (qemu->kept_length == STDERR_KEPT) {
+            size_t drop = qemu->line_start > 0 ? qemu->line_start : STDERR_KEPT / 2;
+            memmove(qemu->kept, qemu->kept + drop, STDERR_KEPT - drop);
+            qemu->kept_length -= drop;
+            qemu->line_start -= drop < qemu->line_start ? drop : qemu->line_start;
+        }
+        char c = chunk[i] == '\0' || chunk[i] == '\r' ? ' ' : chunk[i];
+        qemu->kept[qemu->kept_length++] = c;
+        if (c != '\n')
+            continue;
+        qemu->kept[qemu->kept_length - 1] = '\0';
+        if (qemu->handlers.message != NULL)
+            qemu->handlers.message(qemu->kept + qemu->line_start, qemu->handlers.arg);
+        qemu->kept[qemu->kept_length - 1] = '\n';
+        qemu->line_start = qemu->kept_length;
+    }
+    qemu->kept[qemu->kept_length] = '\0';
+}
+
+static void read_messages(struct qemu *qemu)
+{
+    char chunk[4096];
+
+    for (int i = 0; i < 4 && qemu->messages >= 0; i++) {
+        ssize_t n = read(qemu->messages, chunk, sizeof(chunk));
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (n <= 0) {
+            unwatch_and_close(qemu, &qemu->messages);
+            return;
+        }
+        keep_messages(qemu, chunk, (size_t)n);
+    }
+}
+
+static int dispatch_qmp(struct qemu *qemu, struct error *err)
+{
+    const int fd = qmp_fd(qemu->qmp);
+
+    if (fd < 0)
+        return 0;
+    int r = qmp_dispatch(qemu->qmp, err);
+    if (qmp_fd(qemu->qmp) < 0)
+        return r; /* closed, and so gone from the epoll set */
+    uint32_t events = EPOLLIN | (qmp_wants_write(qemu->qmp) ? EPOLLOUT : 0);
+    if (events != qemu->qmp_events) {
+        struct epoll_event event = {.events = events, .data.fd = fd};
+        (void)epoll_ctl(qemu->epoll, EPOLL_CTL_MOD, fd, &event);
+        qemu->qmp_events = events;
+    }
+    return r;
+}
+
+static void set_timer(struct qemu *qemu, unsigned ms)
+{
+    const struct itimerspec when = {
+        .it_value = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000}};
+
+    (void)timerfd_settime(qemu->timer, 0, &when, NULL);
+}
+
+static void tell_to_quit(struct qemu *qemu)
+{
+    qemu->stop = STOP_QUIT;
+    set_timer(qemu, QEMU_STOP_MS);
+    if (qmp_ready(qemu->qmp) && qmp_execute(qemu->qmp, "quit", NULL, NULL, NULL, NULL) == 0) {
+        (void)dispatch_qmp(qemu, NULL);
+        return;
+    }
+    /* A QEMU that has not come to speak yet. */
+    (void)kill(qemu->pid, SIGTERM);
+}
+
+void qemu_kill(struct qemu *qemu)
+{
+    if (qemu->end != QEMU_RUNNING)
+        return;
+    qemu->stop = STOP_KILL;
+    set_timer(qemu, 0);
+    if (!try_reap(qemu))
+        (void)kill(qemu->pid, SIGKILL);
+}
+
+void qemu_stop(struct qemu *qemu, unsigned powerdown_ms)
+{
+    if (qemu->end != QEMU_RUNNING || qemu->reaped || qemu->stop >= STOP_QUIT)
+        return;
+    if (powerdown_ms == 0) {
+        tell_to_quit(qemu);
+        return;
+    }
+    if (qemu->stop != STOP_NONE)
+        return;
+    qemu->stop = STOP_POWERDOWN;
+    set_timer(qemu, powerdown_ms);
+    if (qmp_execute(qemu->qmp, "system_powerdown", NULL, NULL, NULL, NULL) < 0)
+        tell_to_quit(qemu);
+    else
+        (void)dispatch_qmp(qemu, NULL);
+}
+
+static void next_stage(struct qemu *qemu)
+{
+    uint64_t expirations;
+
+    if (read(qemu->timer, &expirations, sizeof(expirations)) != sizeof(expirations))
+        return;
+    if (qemu->stop == STOP_POWERDOWN)
+        tell_to_quit(qemu);
+    else if (qemu->stop == STOP_QUIT)
+        qemu_kill(qemu);
+}
+
+/* The process has ended: takes what it left in the pipes. */
+static int finish(struct qemu *qemu, struct error *err)
+{
+    int r = dispatch_qmp(qemu, err);
+
+    qemu->paused = false;
+    /* What fits into pipes, and no more: a child of QEMU may hold the other end and go on writing.
+     */
+    for (int i = 0; i < 64 && (qemu->console_out >= 0 || qemu->messages >= 0); i++) {
+        read_console(qemu);
+        read_messages(qemu);
+    }
+    conclude(qemu);
+    return r;
+}
+
+int qemu_dispatch(struct qemu *qemu, struct error *err)
+{
+    if (qemu->end != QEMU_RUNNING)
+        return 0;
+    /* Reading what has nothing costs a system call each; that is simpler than telling apart. */
+    next_stage(qemu);
+    read_console(qemu);
+    read_messages(qemu);
+    if (try_reap(qemu))
+        return finish(qemu, err);
+    return dispatch_qmp(qemu, err);
+}
+
+/* --- Console and QMP --- */
+
+void qemu_console_pause(struct qemu *qemu, bool paused)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = qemu->console_out};
+
+    if (qemu->paused == paused)
+        return;
+    qemu->paused = paused;
+    /* Taken out of the set, as a hang-up would be reported even with no events asked for. */
+    if (qemu->console_out >= 0)
+        (void)epoll_ctl(qemu->epoll, paused ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, qemu->console_out,
+                        &event);
+}
+
+size_t qemu_console_write(struct qemu *qemu, const void *bytes, size_t length)
+{
+    if (qemu->console_in < 0)
+        return 0;
+    ssize_t n = write(qemu->console_in, bytes, length);
+    return n > 0 ? (size_t)n : 0;
+}
+
+struct qmp *qemu_qmp(struct qemu *qemu)
+{
+    return qemu->qmp;
+}
+
+pid_t qemu_pid(const struct qemu *qemu)
+{
+    return qemu->pid;
+}
+
+int qemu_fd(const struct qemu *qemu)
+{
+    return qemu->epoll;
+}

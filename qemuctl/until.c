@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: MIT */
+#include "qemuctl/until.h"
+
+#include <ctype.h>
+#include <regex.h>
+#include <string.h>
+
+/* Where we are in an escape sequence (ECMA-48, xterm's control sequences). */
+enum escape {
+    ESCAPE_NONE,
+    ESCAPE_START,  /* behind ESC */
+    ESCAPE_CSI,    /* ESC [ … up to a byte from @ to ~ */
+    ESCAPE_STRING, /* ESC ] P X ^ or _ … up to BEL or ESC \ */
+    ESCAPE_STRING_END,
+    ESCAPE_CHARSET, /* ESC and a byte from space to /, … up to a byte from 0 to ~ */
+};
+
+struct until {
+    regex_t regex;
+    bool has_regex;
+    bool matched;
+    enum escape escape;
+    size_t escape_length;
+    bool carriage_return; /* the last byte was one: the line ended there */
+    bool cut;             /* the line's beginning is gone */
+    bool looked;          /* at this partial line as if it ended here */
+    size_t length;
+    char line[UNTIL_LINE_MAX + 1];
+    char last[UNTIL_LINE_MAX + 1];
+    char *panic;
+};
+
+/* A sequence longer than this is none: a stray ESC must not swallow the console. */
+#define ESCAPE_MAX 4096
+
+int until_new(const char *regex, struct until **ret, struct error *err)
+{
+    struct until *until = calloc(1, sizeof(*until));
+    char message[256];
+
+    if (until == NULL)
+        return error_oom(err);
+    if (regex != NULL) {
+        int r = regcomp(&until->regex, regex, REG_EXTENDED | REG_NOSUB);
+        if (r != 0) {
+            regerror(r, &until->regex, message, sizeof(message));
+            free(until);
+            return error_set(err, EINVAL, "'%s': %s", regex, message);
+        }
+        until->has_regex = true;
+    }
+    *ret = until;
+    return 0;
+}
+
+void until_free(struct until *until)
+{
+    if (until->has_regex)
+        regfree(&until->regex);
+    free(until->panic);
+    free(until);
+}
+
+static void look_for_panic(struct until *until)
+{
+    static const char panic[] = "Kernel panic - not syncing";
+    const char *p = until->line;
+
+    if (until->panic != NULL)
+        return;
+    /* Only at a line's beginning, behind the time stamp: a shell or a log may quote it. */
+    if (*p == '[') {
+        p += strspn(p, "[ .0123456789T");
+        if (*p == ']')
+            p += 1 + strspn(p + 1, " ");
+    }
+    if (strncmp(p, panic, sizeof(panic) - 1) == 0)
+        until->panic = strdup(p);
+}
+
+/* Looks at the line as it is. */
+static void look(struct until *until, bool ends)
+{
+    int flags = (until->cut ? REG_NOTBOL : 0) | (ends ? 0 : REG_NOTEOL);
+
+    until->line[until->length] = '\0';
+    if (ends)
+        look_for_panic(until);
+    if (until->length > 0 && until->line[strspn(until->line, " \t")] != '\0')
+        memcpy(until->last, until->line, until->length + 1);
+    if (until->has_regex && regexec(&until->regex, until->line, 0, NULL, flags) == 0)
+        until->matched = true;
+}
+
+static void end_line(struct until *until)
+{
+    look(until, true);
+    until->length = 0;
+    until->cut = false;
+    until->looked = false;
+}
+
+static void put(struct until *until, char c)
+{
+    if (until->length == UNTIL_LINE_MAX) {
+        /* What goes is looked at first, so that only a match across the cut can be missed. */
+        look(until, false);
+        memmove(until->line, until->line + UNTIL_LINE_MAX / 2, UNTIL_LINE_MAX / 2);
+        until->length = UNTIL_LINE_MAX / 2;
+        until->cut = true;
+    }
+    until->line[until->length++] = c;
+    until->looked = false;
+}
+
+/* Whether the byte belongs to an escape sequence. */
+static bool in_escape(struct until *until, unsigned char c)
+{
+    const enum escape before = until->escape;
+
+    if (before != ESCAPE_NONE && ++until->escape_length > ESCAPE_MAX)
+        until->escape = ESCAPE_NONE;
+    switch (until->escape) {
+    case ESCAPE_NONE:
+        if (c != 0x1b)
+            return false;
+        until->escape = ESCAPE_START;
+        until->escape_length = 0;
+        return true;
+    case ESCAPE_START:
+        if (c == '[')
+            until->escape = ESCAPE_CSI;
+        else if (c != '\0' && strchr("]PX^_", c) != NULL)
+            until->escape = ESCAPE_STRING;
+        else if (c >= 0x20 && c <= 0x2f)
+            until->escape = ESCAPE_CHARSET;
+        else if (c != 0x1b)
+            until->escape = ESCAPE_NONE;
+        /* A control character within a sequence acts as it does elsewhere. */
+        return c >= 0x20 || c == 0x1b;
+    case ESCAPE_CSI:
+        if (c == 0x1b)
+            until->escape = ESCAPE_START;
+        else if (c >= 0x40 && c <= 0x7e)
+            until->escape = ESCAPE_NONE;
+        return c >= 0x20 || c == 0x1b;
+    case ESCAPE_CHARSET:
+        if (c == 0x1b)
+            until->escape = ESCAPE_START;
+        else if (c >= 0x30 && c <= 0x7e)
+            until->escape = ESCAPE_NONE;
+        return c >= 0x20 || c == 0x1b;
+    case ESCAPE_STRING:
+        if (c == 0x07)
+            until->escape = ESCAPE_NONE;
+        else if (c == 0x1b)
+            until->escape = ESCAPE_STRING_END;
+        /* No string goes over a line's end: what looks like one was cut off. */
+        else if (c == '\n')
+            until->escape = ESCAPE_NONE;
+        return c != '\n';
+    case ESCAPE_STRING_END:
+        until->escape = ESCAPE_NONE;
+        if (c == '\\')
+            return true;
+        until->escape = ESCAPE_START;
+        return in_escape(until, c);
+    }
+    return false;
+}
+
+bool until_feed(struct until *until, const void *text, size_t length)
+{
+    const unsigned char *bytes = text;
+
+    for (size_t i = 0; i < length && !until->matched; i++) {
+        const unsigned char c = bytes[i];
+        if (in_escape(until, c))
+            continue;
+        if (c == '\n' || c == '\r') {
+            /* "\r\n" ends one line. */
+            if (!(c == '\n' && until->carriage_return))
+                end_line(until);
+            until->carriage_return = c == '\r';
+            continue;
+        }
+        if (c == '\b') {
+            until->length -= until->length > 0;
+            continue;
+        }
+        if (c != '\t' && (c < 0x20 || c == 0x7f))
+            continue;
+        until->carriage_return = false;
+        put(until, (char)c);
+    }
+    if (!until->matched && until->length > 0)
+        look(until, false);
+    return until->matched;
+}
+
+bool until_pause(struct until *until)
+{
+    if (!until->matched && !until->looked && until->length > 0) {
+        look(until, true);
+        until->looked = true;
+    }
+    return until->matched;
+}
+
+const char *until_line(const struct until *until)
+{
+    return until->last;
+}
+
+const char *until_panic(const struct until *until)
+{
+    return until->panic;
+}
