@@ -9,7 +9,10 @@ static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
     &cmd_boot,
     &cmd_hash,
+    &cmd_info,
+    &cmd_map,
     &cmd_mount,
+    &cmd_read,
     &cmd_verify,
     NULL,
 };
