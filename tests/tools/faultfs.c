@@ -107,7 +107,8 @@ int main(int argc, char **argv)
         .open = fault_open,
         .read = fault_read,
     };
-    char *fuse_argv[] = {argv[0], "-f", "-ofsname=faultfs", NULL, NULL};
+    char foreground[] = "-f", name[] = "-ofsname=faultfs";
+    char *fuse_argv[] = {argv[0], foreground, name, NULL, NULL};
 
     if (argc != 4) {
         fprintf(stderr, "usage: faultfs SOURCE FAULTS DIRECTORY\n");
