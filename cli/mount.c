@@ -27,7 +27,7 @@ enum { OPT_FOREGROUND, OPT_OPTIONS };
 
 static const struct cli_option mount_own_options[] = {
     [OPT_FOREGROUND] = {"foreground", 'f', NULL, "stay in the foreground, log to stderr"},
-    [OPT_OPTIONS] = {"options", 'o', "OPTION,…", "mount options: allow_other, direct_io, …"},
+    [OPT_OPTIONS] = {"options", 'o', "LIST", "mount options: allow_other, direct_io, …"},
     {0},
 };
 
