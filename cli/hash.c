@@ -180,6 +180,8 @@ static int write_hash_device(const char *path, const struct cli_target *target,
         return r;
     catch_signals(tree);
     r = fill_output(&output, tree, err);
+    if (r == -ECANCELED)
+        error_set(err, ECANCELED, "interrupted");
     if (r < 0 && !output.created)
         return error_set(err, err->code, "%s (%s was there before and may now be incomplete)",
                          error_message(err), path);

@@ -51,8 +51,8 @@ struct verity_geometry {
     uint64_t hash_start; /* hash block where the tree begins: the table line's hash_start_block */
     uint64_t level_start[VERITY_LEVELS_MAX]; /* hash block, counted from the hash device's start */
     uint64_t level_blocks[VERITY_LEVELS_MAX];
-    uint64_t device_size; /* bytes of the hash device, up to the end of level 0; 0 if there is
-                           * neither a level nor a superblock */
+    uint64_t device_size; /* bytes of the hash device, up to the end of level 0, or of the hash
+                           * block that the superblock is in; 0 if there is neither */
 };
 
 /*
