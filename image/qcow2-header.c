@@ -58,6 +58,10 @@ static int parse_v3_fields(const uint8_t *bytes, size_t length, struct qcow2_hea
         return error_set(err, EINVAL,
                          "header_length is %" PRIu32 ", more than a cluster of %" PRIu64 " bytes",
                          header->header_length, qcow2_cluster_size(header));
+    if (qcow2_extended_l2(header) && header->cluster_bits < QCOW2_CLUSTER_BITS_MIN_EXTENDED)
+        return error_set(err, EINVAL,
+                         "cluster_bits is %u, and must be at least %d with extended L2 entries",
+                         header->cluster_bits, QCOW2_CLUSTER_BITS_MIN_EXTENDED);
     return 0;
 }
 
@@ -192,10 +196,6 @@ int qcow2_header_parse(const uint8_t *bytes, size_t length, uint64_t file_size,
         r = parse_compression(bytes, length, &header, err);
     if (r < 0)
         return r;
-    if (qcow2_extended_l2(&header) && header.cluster_bits < QCOW2_CLUSTER_BITS_MIN_EXTENDED)
-        return error_set(err, EINVAL,
-                         "cluster_bits is %u, and must be at least %d with extended L2 entries",
-                         header.cluster_bits, QCOW2_CLUSTER_BITS_MIN_EXTENDED);
     *ret = header;
     return 0;
 }
