@@ -14,7 +14,7 @@
 enum { HASH_WRITE };
 
 static const struct cli_option hash_options[] = {
-    [HASH_WRITE] = {"write", 'w', "FILE", "write the hash device to FILE, a file or block device"},
+    [HASH_WRITE] = {"write", 0, "FILE", "write the hash device to FILE, a file or block device"},
     {0},
 };
 
