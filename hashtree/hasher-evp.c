@@ -131,6 +131,11 @@ void evp_hasher_clear(struct evp_hasher *evp)
     *evp = (struct evp_hasher){0};
 }
 
+bool evp_hasher_is(const struct evp_hasher *evp, const char *name)
+{
+    return EVP_MD_is_a(evp->md, name);
+}
+
 int evp_hash_blocks(const struct evp_hasher *evp, const uint8_t *blocks, size_t block_size,
                     size_t count, uint8_t *digests, size_t digest_stride, struct error *err)
 {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <openssl/evp.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,6 +25,9 @@ struct evp_hasher {
 int evp_hasher_init(struct evp_hasher *evp, const char *digest, enum hasher_salt where,
                     const uint8_t *salt, size_t salt_size, struct error *err);
 void evp_hasher_clear(struct evp_hasher *evp);
+
+/* Whether the digest goes by this name too. */
+bool evp_hasher_is(const struct evp_hasher *evp, const char *name);
 
 /* As hasher_hash_blocks(). */
 int evp_hash_blocks(const struct evp_hasher *evp, const uint8_t *blocks, size_t block_size,
