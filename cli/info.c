@@ -214,7 +214,7 @@ static int print_json(const struct facts *facts, struct error *err)
 
 static void print_label(const char *label)
 {
-    printf("%-18s", label);
+    printf("%-19s", label);
 }
 
 /* A string out of the image, without what a terminal would take for a command. */
