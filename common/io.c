@@ -33,6 +33,11 @@ int io_read_at(int fd, const char *name, void *buffer, size_t length, uint64_t o
 
     if (n < 0)
         return (int)n;
+    if (n == 0 && length > 0)
+        return error_set(err, ENODATA,
+                         "%s: the file ends before offset %" PRIu64 ", where %zu bytes were to be "
+                         "read",
+                         name, offset, length);
     if ((size_t)n < length)
         return error_set(err, ENODATA,
                          "%s: the file ends at offset %" PRIu64 ", before the %zu bytes at %" PRIu64

@@ -437,10 +437,11 @@ static void test_truncated(void **state)
     (void)state;
     struct verity_params p = make_params("sha256", 1, 4096, 4096, 32, 3000);
     _cleanup_error_ struct error err = ERROR_INIT;
+    struct hashtree_options options = {.threads = 1};
     uint8_t root[VERITY_DIGEST_MAX], block[4096];
     struct fixture f;
 
-    setup(&f, &p, DENSE, NULL);
+    setup(&f, &p, DENSE, &options);
     assert_int_equal(truncate(image_file_path, 8192 + 2000 * 4096), 0);
     assert_true(hashtree_root(f.tree, root, &err) < 0);
     assert_non_null(strstr(error_message(&err), image_file_path));
