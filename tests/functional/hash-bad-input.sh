@@ -3,7 +3,7 @@
 # What hash and verify refuse, with which message and exit code, and that nothing is left behind.
 # shellcheck source=tests/functional/lib.sh
 . "$(dirname "$0")/lib.sh"
-require veritysetup qemu-img openssl sfdisk
+require veritysetup qemu-img python3 sfdisk
 
 truncate -s 1M disk.raw
 printf 'some data' | dd of=disk.raw bs=1 seek=70000 conv=notrunc status=none
@@ -25,7 +25,7 @@ bad()
 bad "salt: odd" 1 '^qverity: --salt: 3 hex digits, an odd number$' --salt abc
 bad "salt: no hex" 1 '^qverity: --salt: character 2 is not a hex digit$' --salt 0x12
 bad "salt: too long" 1 '^qverity: --salt: 257 bytes, but 256 at most are allowed$' \
-    --salt "$(openssl rand -hex 257)"
+    --salt "$(printf 'c3%.0s' {1..257})"
 bad "UUID: no UUID" 1 "^qverity: --uuid 'nonsense': not of the form" --uuid nonsense
 bad "UUID: too short" 1 '^qverity: --uuid' --uuid 01234567-89ab-cdef-0123-456789abcde
 bad "UUID: without dashes" 1 '^qverity: --uuid' --uuid 0123456789abcdef0123456789abcdef
@@ -111,10 +111,10 @@ ln -s nothing dangling
 refused "a link to nothing" 1 '^qverity: dangling: cannot open for writing: No such file' \
     "${hash[@]}" --write dangling
 if [ "$(id -u)" != 0 ]; then
-    : >readonly
-    chmod 400 readonly
-    refused "no permission" 1 '^qverity: readonly: cannot open for writing: Permission denied$' \
-        "${hash[@]}" --write readonly
+    : >locked
+    chmod 400 locked
+    refused "no permission" 1 '^qverity: locked: cannot open for writing: Permission denied$' \
+        "${hash[@]}" --write locked
 fi
 
 ln -s disk.raw symbolic
@@ -152,7 +152,8 @@ fi
 
 ### A signal
 
-openssl enc -aes-128-ctr -K 00 -iv 00 -in /dev/zero 2>/dev/null | head -c 128M >slow.raw
+python3 -c 'import random, sys
+sys.stdout.buffer.write(random.Random(7).randbytes(128 << 20))' >slow.raw
 "$QVERITY" hash -q --format raw slow.raw -p disk --hash sha3-512 --data-block-size 512 --threads 1 \
     --write out 2>err.txt &
 pid=$!
@@ -185,7 +186,7 @@ refused "a root hash that is too long" 2 '^qverity: --root-hash: 33 bytes, but' 
     "${verify[@]}" --root-hash "${root}00"
 refused "a root hash that is empty" 2 '^qverity: --root-hash: 0 bytes, but' "${verify[@]}" --root-hash ''
 refused "a root hash beyond all digests" 2 '^qverity: --root-hash: 65 bytes, but 64 at most' \
-    "${verify[@]}" --root-hash "$(openssl rand -hex 65)"
+    "${verify[@]}" --root-hash "$(printf 'c3%.0s' {1..65})"
 refused "a root hash file that is not there" 1 '^qverity: nowhere: cannot open: No such file' \
     "${verify[@]}" --root-hash-file nowhere
 refused "an empty root hash file" 1 '^qverity: empty.raw: root hash of 0 bytes, but those of sha256 have 32$' \

@@ -4,15 +4,15 @@
 # veritysetup wrote and nobody touched is accepted.
 # shellcheck source=tests/functional/lib.sh
 . "$(dirname "$0")/lib.sh"
-require veritysetup openssl qemu-img qemu-io python3
+require veritysetup qemu-img qemu-io python3
 
 uuid=01234567-89ab-cdef-0123-456789abcdef
 salt=00112233445566778899aabbccddeeff
 
 noise()
 {
-    openssl enc -aes-128-ctr -K 00112233445566778899aabbccddeeff -iv 00 -in /dev/zero 2>/dev/null |
-        head -c "$1"
+    python3 -c 'import random, sys
+sys.stdout.buffer.write(random.Random(7).randbytes(int(sys.argv[1])))' "$1"
 }
 
 # flip FILE OFFSET: changes one bit of the byte there
