@@ -34,6 +34,7 @@ struct qcow1 {
         uint64_t *entries; /* big-endian, as in the file */
     } l2[QCOW1_L2_SLOTS];
     libqcow_file_t *handle;            /* NULL until it is needed */
+    libqcow_file_t *parent;            /* only if there is a backing file */
     struct qcow1_decrypted *decrypted; /* only if encrypted */
     uint8_t *inflated;                 /* the compressed cluster that was read last */
     uint64_t inflated_entry;           /* its L2 entry; 0: nothing */

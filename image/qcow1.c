@@ -106,22 +106,35 @@ static void close_handle(struct qcow1 *qcow)
     /* Closing is part of freeing. */
     if (qcow->handle != NULL)
         libqcow_file_free(&qcow->handle, NULL);
-    qcow->handle = NULL;
+    if (qcow->parent != NULL)
+        libqcow_file_free(&qcow->parent, NULL);
+    qcow->handle = qcow->parent = NULL;
+}
+
+static bool try_open(struct qcow1 *qcow, libqcow_file_t **handle, libqcow_error_t **error)
+{
+    char name[64];
+
+    /* The file that was checked, also if the path has been given to another one. */
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", qcow->fd);
+    return libqcow_file_initialize(handle, error) == 1 &&
+           (!qcow->encrypted ||
+            libqcow_file_set_keys(*handle, qcow->key, QCOW1_KEY_SIZE, error) == 1) &&
+           libqcow_file_open(*handle, name, LIBQCOW_OPEN_READ, error) == 1;
 }
 
 static int open_handle(struct qcow1 *qcow, struct error *err)
 {
-    char name[64];
     libqcow_error_t *error = NULL;
     size64_t size;
 
     close_handle(qcow);
-    /* The file that was checked, also if the path has been given to another one. */
-    snprintf(name, sizeof(name), "/proc/self/fd/%d", qcow->fd);
-    if (libqcow_file_initialize(&qcow->handle, &error) != 1 ||
-        (qcow->encrypted &&
-         libqcow_file_set_keys(qcow->handle, qcow->key, QCOW1_KEY_SIZE, &error) != 1) ||
-        libqcow_file_open(qcow->handle, name, LIBQCOW_OPEN_READ, &error) != 1 ||
+    /* A handle of an image with a backing file delivers nothing until it has one of that, too. What
+     * is asked for is never in it, so any will do. */
+    if (!try_open(qcow, &qcow->handle, &error) ||
+        (qcow->backing_file != NULL &&
+         (!try_open(qcow, &qcow->parent, &error) ||
+          libqcow_file_set_parent_file(qcow->handle, qcow->parent, &error) != 1)) ||
         libqcow_file_get_media_size(qcow->handle, &size, &error) != 1) {
         close_handle(qcow);
         return libqcow_failed(qcow, error, "libqcow cannot open it", err);
