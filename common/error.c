@@ -16,8 +16,8 @@ void error_clear(struct error *err)
     *err = ERROR_INIT;
 }
 
-static int error_setv(struct error *err, int code, bool with_strerror, const char *format,
-                      va_list args)
+__attribute__((format(printf, 4, 0))) static int
+error_setv(struct error *err, int code, bool with_strerror, const char *format, va_list args)
 {
     _cleanup_free_ char *text = NULL;
     char *message = NULL;
