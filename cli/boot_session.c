@@ -55,7 +55,10 @@ struct run {
 static void run_clear(struct run *run)
 {
     terminal_restore(&run->terminal);
-    /* QEMU first: the serving process must outlive whoever reads from it. */
+    /* QEMU first: the serving process must outlive whoever reads from it. But if QEMU does not even
+     * die of SIGKILL, it waits for a read that the serving process does not answer. */
+    if (run->qemu != NULL && qemu_end(run->qemu) == QEMU_RUNNING && run->killed_deadline != 0)
+        serve_kill(run->serve);
     if (run->qemu != NULL)
         qemu_free(run->qemu);
     if (run->serve != NULL)
@@ -117,6 +120,7 @@ static void interrupted(struct run *run, const char *by)
         fail(run, &err);
     } else if (run->qemu != NULL) {
         qemu_kill(run->qemu);
+        run->killed_deadline = clock_ms() + KILLED_MS;
     }
 }
 

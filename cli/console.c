@@ -161,8 +161,6 @@ void terminal_open(struct terminal *terminal, int fd)
         return;
     raw = terminal->saved;
     cfmakeraw(&raw);
-    /* Our own messages still go to the next line's beginning. */
-    raw.c_oflag = terminal->saved.c_oflag;
     if (tcsetattr(fd, TCSANOW, &raw) == 0)
         terminal->fd = fd;
 }

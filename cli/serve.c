@@ -265,13 +265,18 @@ static bool reap_within(struct serve *serve, int ms)
     return true;
 }
 
+void serve_kill(struct serve *serve)
+{
+    if (!serve->reaped)
+        (void)kill(serve->pid, SIGKILL);
+    (void)reap_within(serve, CHILD_KILL_MS);
+}
+
 void serve_free(struct serve *serve)
 {
     cleanup_close(&serve->socket);
-    if (!reap_within(serve, CHILD_STOP_MS)) {
-        (void)kill(serve->pid, SIGKILL);
-        (void)reap_within(serve, CHILD_KILL_MS);
-    }
+    if (!reap_within(serve, CHILD_STOP_MS))
+        serve_kill(serve);
     remove_directory(serve->directory);
     free(serve->directory);
     free(serve->table);

@@ -33,6 +33,10 @@ int serve_start(const struct serve_options *options, struct serve **ret, struct 
 void serve_free(struct serve *serve);
 DEFINE_CLEANUP(struct serve, serve_free);
 
+/* Kills the child without letting it unmount, which serve_free() then does; for when whoever reads
+ * from the mount hangs on it. */
+void serve_kill(struct serve *serve);
+
 /* Readable when there is something to dispatch. */
 int serve_fd(const struct serve *serve);
 

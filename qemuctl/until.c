@@ -68,11 +68,13 @@ static void look_for_panic(struct until *until)
 
     if (until->panic != NULL)
         return;
-    /* Only at a line's beginning, behind the time stamp: a shell or a log may quote it. */
-    if (*p == '[') {
-        p += strspn(p, "[ .0123456789T");
-        if (*p == ']')
-            p += 1 + strspn(p + 1, " ");
+    /* Only at a line's beginning, behind time stamp and caller ("[   1.5][    T1] "): a shell or a
+     * log may quote it. */
+    while (*p == '[') {
+        const char *end = p + 1 + strspn(p + 1, " .0123456789TC");
+        if (*end != ']')
+            return;
+        p = end + 1 + strspn(end + 1, " ");
     }
     if (strncmp(p, panic, sizeof(panic) - 1) == 0)
         until->panic = strdup(p);
