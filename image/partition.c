@@ -295,6 +295,18 @@ static int read_table(struct image *image, struct partition_table *table, struct
     return r;
 }
 
+/* Puts the image's path in front of an error. One of reading tells a file already. */
+static int name_image(const struct image *image, int r, struct error *err)
+{
+    const char *path = image_path(image);
+    size_t length = strlen(path);
+
+    if (err == NULL || (err->message != NULL && strncmp(err->message, path, length) == 0 &&
+                        err->message[length] == ':'))
+        return r;
+    return error_prefix(err, "%s", path);
+}
+
 int partition_table_read(struct image *image, struct partition_table **ret, struct error *err)
 {
     _cleanup_(partition_table_free_cleanup) struct partition_table *table = NULL;
@@ -304,7 +316,7 @@ int partition_table_read(struct image *image, struct partition_table **ret, stru
         return error_oom(err);
     int r = read_table(image, table, err);
     if (r < 0)
-        return error_prefix(err, "%s", image_path(image));
+        return name_image(image, r, err);
     *ret = TAKE_PTR(table);
     return 0;
 }
