@@ -271,6 +271,16 @@ static int check_readable(const char *option, const char *path, struct error *er
     return 0;
 }
 
+/* QEMU deletes whatever is at the path where it is to listen. */
+static int check_socket(const char *path, struct error *err)
+{
+    struct stat st;
+
+    if (path == NULL || lstat(path, &st) < 0 || S_ISSOCK(st.st_mode))
+        return 0;
+    return error_set(err, EEXIST, "--qmp %s: exists and is not a socket", path);
+}
+
 /* A command line that will be too long is told before the root hash is computed. */
 static int check_append(const struct cli_options *options, const struct boot *boot,
                         struct error *err)
@@ -304,6 +314,8 @@ static int check_options(const struct boot *boot, struct error *err)
         r = check_readable("--initrd", boot->initrd, err);
     if (r == 0)
         r = check_readable("--bios", boot->bios, err);
+    if (r == 0)
+        r = check_socket(boot->qmp, err);
     return r;
 }
 
@@ -408,6 +420,7 @@ static int boot_guest(const struct cli_options *options, struct boot *boot, stru
         .verity = !boot->no_verity,
         .timeout = boot->timeout,
         .until_text = boot->until,
+        .socket = boot->qmp,
         .console = &console,
         .make_argv = make_argv,
         .arg = boot,
@@ -436,17 +449,31 @@ static int boot_guest(const struct cli_options *options, struct boot *boot, stru
     return r;
 }
 
+/* The child processes get other files as 0, 1 and 2: an image must not be opened there. What was
+ * closed gives errors still. */
+static int fill_standard_fds(struct error *err)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 &&
+            open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)
+            return error_set_errno(err, errno, "/dev/null");
+    return 0;
+}
+
 static int boot_run(const struct cli_options *options, int argc, char **argv, void *context,
                     struct error *err)
 {
     _cleanup_target_ struct cli_target target = {0};
     struct boot *boot = context;
 
+    int r = fill_standard_fds(err);
+    if (r < 0)
+        return r;
     boot->memory = boot->memory != 0 ? boot->memory : 2048 * MIB;
     boot->cpus = boot->cpus != 0 ? boot->cpus : 2;
     boot->extra = argv + argc - options->behind_dashes;
     boot->extra_count = (size_t)options->behind_dashes;
-    int r = check_options(boot, err);
+    r = check_options(boot, err);
     if (r == 0)
         r = cli_target_open(argv[0], options, NULL, &target, err);
     if (r < 0)

@@ -15,6 +15,7 @@ struct boot_session {
     const struct cli_options *cli;
     const struct cli_target *target;
     const char *directory;  /* to mount in; removed in the end */
+    const char *socket;     /* that QEMU makes, removed in the end; or NULL */
     bool verity;            /* wait for dm-verity's table */
     unsigned timeout;       /* seconds; 0: none */
     const char *until_text; /* the expression, or NULL */

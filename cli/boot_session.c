@@ -24,8 +24,6 @@
 
 /* A prompt without a newline counts as a line's end when nothing follows for so long. */
 #define PAUSE_MS 100
-/* A panicked kernel gets this long for what it still has to say, and to reset by itself. */
-#define PANIC_MS 3000
 /* QEMU after SIGKILL, before we go on without it. */
 #define KILLED_MS 3000
 #define LINGER_MS 2000
@@ -46,7 +44,6 @@ struct run {
     int signals;
     int64_t deadline;       /* of --timeout; 0: none */
     int64_t pause_deadline; /* 0: nothing to wait for */
-    int64_t panic_deadline;
     int64_t killed_deadline;
     enum verdict verdict;
     struct error err;
@@ -226,11 +223,16 @@ static void time_out(struct run *run)
     fail(run, &err);
 }
 
-static void panicked(struct run *run)
+/* A kernel that panicked and stays there. Somebody at the terminal may want to look at it. */
+static void check_halted(struct run *run)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
+    bool halted;
 
-    error_set(&err, EIO, "the guest's kernel panicked: %.200s", until_panic(run->session->until));
+    const char *panic = until_panic(run->session->until, &halted);
+    if (!halted || run->terminal.fd >= 0)
+        return;
+    error_set(&err, EIO, "the guest's kernel panicked: %.200s", panic);
     fail(run, &err);
 }
 
@@ -244,20 +246,16 @@ static void take_time(struct run *run)
         run->pause_deadline = 0;
         if (until_pause(run->session->until))
             decide(run, VERDICT_MATCHED);
-        /* Somebody at the terminal may want to look at it. */
-        if (run->panic_deadline == 0 && run->terminal.fd < 0 &&
-            until_panic(run->session->until) != NULL)
-            run->panic_deadline = now + PANIC_MS;
+        else
+            check_halted(run);
     }
-    if (run->verdict == VERDICT_NONE && passed(run->panic_deadline, now))
-        panicked(run);
     if (run->verdict == VERDICT_NONE && passed(run->deadline, now))
         time_out(run);
 }
 
 static int poll_timeout(const struct run *run)
 {
-    const int64_t deadlines[] = {run->deadline, run->pause_deadline, run->panic_deadline};
+    const int64_t deadlines[] = {run->deadline, run->pause_deadline};
     int64_t first = INT64_MAX;
 
     if (run->verdict != VERDICT_NONE)
@@ -343,13 +341,13 @@ static void conclude(struct run *run)
     _cleanup_error_ struct error err = ERROR_INIT;
     const struct boot_session *session = run->session;
     const enum qemu_end end = qemu_end(run->qemu);
-    const char *panic;
+    bool halted;
 
     if (run->verdict == VERDICT_NONE && until_pause(session->until))
         decide(run, VERDICT_MATCHED);
     if (run->verdict != VERDICT_NONE)
         return;
-    panic = until_panic(session->until);
+    const char *panic = until_panic(session->until, &halted);
     if (end == QEMU_POWERED_OFF && session->until_text == NULL) {
         decide(run, VERDICT_ENDED);
         return;
@@ -397,6 +395,7 @@ int boot_session_run(const struct boot_session *session, struct error *err)
         .cli = session->cli,
         .target = session->target,
         .directory = session->directory,
+        .socket = session->socket,
         .table = session->verity,
     };
 

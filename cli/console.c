@@ -31,6 +31,8 @@ int sink_open_stdout(struct sink *ret, const char *name, struct error *err)
 
     if (fstat(STDOUT_FILENO, &st) < 0)
         return error_set_errno(err, errno, "%s", name);
+    if ((fcntl(STDOUT_FILENO, F_GETFL) & O_ACCMODE) == O_RDONLY)
+        return error_set(err, EBADF, "%s: not open for writing", name);
     if (S_ISSOCK(st.st_mode)) {
         sink.socket = true;
     } else if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) {

@@ -10,6 +10,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -36,6 +37,7 @@
 
 struct serve {
     char *directory;
+    char *socket_path;
     pid_t pid;
     int socket;
     bool reaped;
@@ -103,6 +105,15 @@ static void remove_directory(const char *directory)
     }
 }
 
+static void clean_up(const char *directory, const char *socket_path)
+{
+    struct stat st;
+
+    remove_directory(directory);
+    if (socket_path != NULL && lstat(socket_path, &st) == 0 && S_ISSOCK(st.st_mode))
+        (void)unlink(socket_path);
+}
+
 static void *watch_parent(void *arg)
 {
     struct child *child = arg;
@@ -114,7 +125,7 @@ static void *watch_parent(void *arg)
     hashtree_cancel(child->tree);
     fs_stop(child->fs);
     (void)sleep(CHILD_STOP_SECONDS);
-    remove_directory(child->options->directory);
+    clean_up(child->options->directory, child->options->socket);
     _exit(1);
 }
 
@@ -217,7 +228,7 @@ static _Noreturn void run_child(const struct serve_options *options, int socket)
     int r = child_serve(&child, &err);
     if (r < 0)
         report_error(socket, &err);
-    remove_directory(options->directory);
+    clean_up(options->directory, options->socket);
     _exit(r < 0 ? 1 : 0);
 }
 
@@ -227,10 +238,11 @@ int serve_start(const struct serve_options *options, struct serve **ret, struct 
 {
     _cleanup_close_ int ours = -1, theirs = -1;
     _cleanup_free_ char *directory = strdup(options->directory);
+    _cleanup_free_ char *socket_path = options->socket != NULL ? strdup(options->socket) : NULL;
     _cleanup_free_ struct serve *serve = calloc(1, sizeof(*serve));
     int fds[2];
 
-    if (directory == NULL || serve == NULL)
+    if (directory == NULL || serve == NULL || (socket_path == NULL) != (options->socket == NULL))
         return error_oom(err);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
         return error_set_errno(err, errno, "socketpair");
@@ -246,6 +258,7 @@ int serve_start(const struct serve_options *options, struct serve **ret, struct 
     }
     serve->socket = take_fd(&ours);
     serve->directory = TAKE_PTR(directory);
+    serve->socket_path = TAKE_PTR(socket_path);
     *ret = TAKE_PTR(serve);
     return 0;
 }
@@ -277,8 +290,9 @@ void serve_free(struct serve *serve)
     cleanup_close(&serve->socket);
     if (!reap_within(serve, CHILD_STOP_MS))
         serve_kill(serve);
-    remove_directory(serve->directory);
+    clean_up(serve->directory, serve->socket_path);
     free(serve->directory);
+    free(serve->socket_path);
     free(serve->table);
     free(serve);
 }

@@ -19,6 +19,7 @@ struct serve_options {
     const struct cli_options *cli;
     const struct cli_target *target;
     const char *directory; /* absolute; removed in the end */
+    const char *socket;    /* something else to remove then, if it is a socket; or NULL */
     bool table;            /* compute the root hash and report dm-verity's table */
 };
 

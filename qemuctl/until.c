@@ -28,6 +28,7 @@ struct until {
     char line[UNTIL_LINE_MAX + 1];
     char last[UNTIL_LINE_MAX + 1];
     char *panic;
+    bool halted;
 };
 
 /* A sequence longer than this is none: a stray ESC must not swallow the console. */
@@ -61,23 +62,20 @@ void until_free(struct until *until)
     free(until);
 }
 
+/* Anywhere in a line, as the kernel writes it behind whatever stands there. The last words of a
+ * kernel that will not reset are "---[ end Kernel panic - not syncing: … ]---". */
 static void look_for_panic(struct until *until)
 {
-    static const char panic[] = "Kernel panic - not syncing";
-    const char *p = until->line;
+    static const char end[] = "---[ end ";
+    const char *panic = strstr(until->line, "Kernel panic - not syncing");
 
-    if (until->panic != NULL)
+    if (panic == NULL)
         return;
-    /* Only at a line's beginning, behind time stamp and caller ("[   1.5][    T1] "): a shell or a
-     * log may quote it. */
-    while (*p == '[') {
-        const char *end = p + 1 + strspn(p + 1, " .0123456789TC");
-        if (*end != ']')
-            return;
-        p = end + 1 + strspn(end + 1, " ");
-    }
-    if (strncmp(p, panic, sizeof(panic) - 1) == 0)
-        until->panic = strdup(p);
+    if (until->panic == NULL)
+        until->panic = strdup(panic);
+    if ((size_t)(panic - until->line) >= sizeof(end) - 1 &&
+        memcmp(panic - (sizeof(end) - 1), end, sizeof(end) - 1) == 0)
+        until->halted = true;
 }
 
 /* Looks at the line as it is. */
@@ -214,7 +212,8 @@ const char *until_line(const struct until *until)
     return until->last;
 }
 
-const char *until_panic(const struct until *until)
+const char *until_panic(const struct until *until, bool *ret_halted)
 {
+    *ret_halted = until->halted;
     return until->panic;
 }

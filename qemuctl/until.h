@@ -35,5 +35,9 @@ bool until_pause(struct until *until);
  * Valid until the next call. */
 const char *until_line(const struct until *until);
 
-/* The kernel's panic message, if a line was one: "Kernel panic - not syncing: …". NULL if none. */
-const char *until_panic(const struct until *until);
+/*
+ * The kernel's panic message, if a line held one: "Kernel panic - not syncing: …"; else NULL.
+ * *ret_halted tells whether the kernel has said that it does nothing any more. It is text on a
+ * console: anybody in the guest can write it.
+ */
+const char *until_panic(const struct until *until, bool *ret_halted);

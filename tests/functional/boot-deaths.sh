@@ -36,8 +36,9 @@ ok "failed" ends 1 'fake-qemu.py was ended by signal 9$'
 ok "nothing is left" clean
 
 guest "disks" 'say up\n' "wait"
-start
+start --qmp run/qmp,socket
 ok "qverity is killed: the guest is up" await up out
+ok "there is a QMP socket" [ -S run/qmp,socket ]
 kill -KILL "$pid"
 ok "qverity is gone" ends 137 ''
 ok "nothing is left" clean

@@ -36,8 +36,9 @@ ok "a panic and a reset: failed, with the panic" \
     boot 1 '^qverity: the guest.s kernel panicked: Kernel panic - not syncing: dm-verity device corrupted' --until login:
 ok "also without --until" boot 1 'kernel panicked: Kernel panic'
 
-guest 'say [    1.5] Kernel panic - not syncing: x\r\n' "wait"
-ok "a panic that halts: failed, soon" boot 1 'kernel panicked: Kernel panic - not syncing: x'
+guest 'say [    1.5] Kernel panic - not syncing: x\r\n' "sleep 0.2" \
+    'say [    1.6] ---[ end Kernel panic - not syncing: x ]---\r\n' "wait"
+ok "a panic that halts: failed, soon" boot 1 'kernel panicked: Kernel panic - not syncing: x$'
 ok "nothing is left" clean
 
 guest "end guest-reset"
@@ -97,6 +98,17 @@ ok "a slow reader gets all of what a guest said before its end" bash -c '
 guest 'say x\r\n' "wait"
 ok "a full disk under stdout" bash -c '"$@" >/dev/full 2>err; [ $? -eq 1 ] && grep -q "standard output: cannot write: No space" err' - \
     timeout 20 "$QVERITY" boot "${boot_args[@]}"
+ok "stdin is closed" bash -c '"$@" <&- >out 2>err && grep -q ^x out' - timeout 20 "$QVERITY" boot "${boot_args[@]}" --until x
+ok "stdout is closed" bash -c '"$@" >&- 2>err; [ $? -eq 1 ] && grep -q "standard output: not open for writing" err' - \
+    timeout 20 "$QVERITY" boot "${boot_args[@]}" --until x
+guest "disks" 'say x\r\n' "wait"
+ok "stdin and stderr are closed" bash -c '"$@" <&- 2>&- >out' - timeout 20 "$QVERITY" boot "${boot_args[@]}" --until x
+like "the guest gets the right bytes" "$(cat out)" "^disk0 $(sha256sum <disk.raw | cut -d' ' -f1)"
+guest 'say x\r\n' "wait"
+ok "a QMP socket is removed" boot 0 '^$' --until x --qmp run/qmp
+echo precious >file
+ok "a file in the place of a QMP socket is left alone" boot 1 '^qverity: --qmp file: exists and is not a socket$' --qmp file
+is "it holds what it held" "$(cat file)" precious
 ok "a full disk under --console" boot 1 '^qverity: /dev/full: cannot write: No space left on device$' --console /dev/full
 ok "a console file that cannot be made" boot 1 '^qverity: none/file: cannot open: No such file' --console none/file
 ok "nothing is left" clean

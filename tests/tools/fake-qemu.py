@@ -175,6 +175,11 @@ def main():
     for chardev in options("-chardev"):
         if "fd" in fields(chardev):
             qmp = socket.socket(fileno=int(fields(chardev)["fd"]))
+        elif "path" in fields(chardev):
+            # Left behind unless QEMU ends in good order, which this one never does.
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(fields(chardev)["path"])
+            kept.append(listener)
     if "silent" not in modes:
         threading.Thread(target=serve_qmp, daemon=True).start()
         if "garbage" not in modes:

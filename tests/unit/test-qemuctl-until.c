@@ -160,26 +160,33 @@ static void test_panic(void **state)
     (void)state;
     static const struct {
         const char *text, *panic;
+        bool halted;
     } panics[] = {
         {"[    2.599078] Kernel panic - not syncing: VFS: x\r\n",
-         "Kernel panic - not syncing: VFS: x"},
-        {"[    2.5][    T1] Kernel panic - not syncing: y\n", "Kernel panic - not syncing: y"},
-        {"[    2.599078][T1] Kernel panic - not syncing: y\n", "Kernel panic - not syncing: y"},
-        {"Kernel panic - not syncing: y\n", "Kernel panic - not syncing: y"},
-        {"Kernel panic - not syncing: y", NULL},
-        {"echo Kernel panic - not syncing: y\n", NULL},
-        {"[ x ] Kernel panic - not syncing: y\n", NULL},
-        {"", NULL},
+         "Kernel panic - not syncing: VFS: x", false},
+        {"[    2.5][    T1] Kernel panic - not syncing: y\n", "Kernel panic - not syncing: y",
+         false},
+        {"login: [    2.5] Kernel panic - not syncing: y\n", "Kernel panic - not syncing: y",
+         false},
+        {"[ 2.5] Kernel panic - not syncing: y\n[ 2.6] CPU: 0\n"
+         "[ 2.7] ---[ end Kernel panic - not syncing: y ]---\n",
+         "Kernel panic - not syncing: y", true},
+        {"Kernel panic - not syncing: y", NULL, false},
+        {"Kernel panic\n - not syncing: y\n", NULL, false},
+        {"---[ end trace 0 ]---\n", NULL, false},
+        {"", NULL, false},
     };
 
     for (size_t i = 0; i < COUNT(panics); i++) {
         _cleanup_(until_free_cleanup) struct until *until = NULL;
+        bool halted;
         assert_int_equal(until_new(NULL, &until, NULL), 0);
         until_feed(until, panics[i].text, strlen(panics[i].text));
         if (panics[i].panic == NULL)
-            assert_null(until_panic(until));
+            assert_null(until_panic(until, &halted));
         else
-            assert_string_equal(until_panic(until), panics[i].panic);
+            assert_string_equal(until_panic(until, &halted), panics[i].panic);
+        assert_int_equal(halted, panics[i].halted);
     }
 }
 
