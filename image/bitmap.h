@@ -14,21 +14,29 @@
  *
  * Two bitmaps serve change tracking (docs/change-tracking.md): "qverity", enabled, which QEMU sets
  * bits in; and "qverity-generation", disabled, whose bits are a random number that names the moment
- * of the last reset. Both are made by qemu-img; a reset only rewrites their data clusters in place,
- * so that nothing is ever allocated here.
+ * of the last reset; its very last bit, always set, tells whether the disk was ever resized. Both
+ * are made by qemu-img; a reset only rewrites their data clusters in place, so that nothing is ever
+ * allocated here.
  */
 #define IMAGE_BITMAP_NAME "qverity"
 #define IMAGE_BITMAP_GENERATION_NAME "qverity-generation"
 #define IMAGE_BITMAP_GENERATION_SIZE 16 /* bytes */
 #define IMAGE_BITMAP_CANARIES 16
+#define IMAGE_BITMAP_GRANULES_MIN 256
 
 struct image_bitmap_bits;
 
+/* -ENOTSUP, with the reason, if changes of this image cannot be tracked: not qcow2 version 3,
+ * encrypted, with an external data file, or opened at a snapshot. */
+int image_bitmap_check_image(const struct image *image, struct error *err);
+
 /*
  * Reads bitmap `name` of the image that was opened (no snapshot, no backing file). Fails, with a
- * message that says which: not qcow2 version 3; no bitmaps, or the autoclear bit says that they are
- * not to be trusted; no such bitmap; in use (QEMU did not end cleanly); not enabled (but for the
- * generation, which must not be); a damaged table. *ret is freed with image_bitmap_free().
+ * message that says why: -ENOTSUP, see image_bitmap_check_image(); -ENOENT, no such bitmap;
+ * -ESTALE, not to be trusted: the autoclear bit is not set, it is in use (QEMU did not end
+ * cleanly), not enabled (but for the generation, which must not be), the disk was resized; -EFBIG,
+ * more than 64 MiB of bits; -EINVAL, a damaged directory or table. *ret is freed with
+ * image_bitmap_free().
  */
 int image_bitmap_load(struct image *image, const char *name, struct image_bitmap_bits **ret,
                       struct error *err);
@@ -50,12 +58,21 @@ void image_bitmap_generation(const struct image_bitmap_bits *bits,
                              uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE]);
 
 /*
- * Resets change tracking: clears all bits but those of `canaries` (numbers of granules, ascending),
- * and writes the generation. The image's locks are raised to a writer's for the time; -EBUSY, with
- * nothing changed, if somebody else has it open. Everything is on disk when it returns. A crash on
- * the way leaves more bits set than needed, never fewer, or a generation that is neither the old
- * nor the new one. -ENOTSUP: a bitmap has no clusters of its own to be rewritten in (qemu-img must
- * make it anew).
+ * Chooses `count` (more than 0) granules to be set on purpose, ascending: the disk's last one and
+ * random others, all with bits in data clusters that the bitmap has, so that image_bitmap_reset()
+ * takes them. -ENOTSUP: there are no such clusters.
+ */
+int image_bitmap_choose_canaries(const struct image_bitmap_bits *bits, uint64_t *canaries,
+                                 uint32_t count, struct error *err);
+
+/*
+ * Resets change tracking: clears all bits but those of `canaries` (numbers of granules, ascending,
+ * the disk's last one among them), and writes the generation. The image's locks are raised to a
+ * writer's for the time; -EBUSY, with nothing changed, if somebody else has it open. Everything is
+ * on disk when it returns. A crash on the way leaves the old generation with no bit fewer than
+ * before, the new one with the canaries and maybe more, or one that is neither. The tree file that
+ * names the new generation must be durable before. -ENOTSUP: a bitmap has no clusters of its own to
+ * be rewritten in (qemu-img must make it anew).
  */
 int image_bitmap_reset(struct image *image, const uint64_t *canaries, uint32_t canary_count,
                        const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],

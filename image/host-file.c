@@ -8,9 +8,10 @@
  * that of two who come at the same time at least one sees the other. The locks go when the
  * descriptor is closed.
  *
- * We need consistent reads, and nobody else may write or resize: the same bytes that qemu-img takes
- * to read an image. Any number of readers go together; a writer and we exclude each other, whoever
- * comes first.
+ * To read we need consistent reads, and nobody else may write or resize: the same bytes that
+ * qemu-img takes to read an image. Any number of readers go together; a writer and we exclude each
+ * other, whoever comes first. To write we lock what QEMU does for a disk that it writes to; nobody
+ * else who takes locks can then have the file open.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -35,10 +36,10 @@ enum {
     PERMISSION_RESIZE = 3,
 };
 
-/* Locks one byte, shared. Returns 0 or -errno. */
-static int lock_byte(int fd, off_t byte)
+/* Locks (F_RDLCK, shared) or unlocks (F_UNLCK) one byte. Returns 0 or -errno. */
+static int set_byte(int fd, short type, off_t byte)
 {
-    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
     int r;
 
     do
@@ -61,23 +62,32 @@ static int test_byte(int fd, off_t byte)
     return lock.l_type == F_UNLCK ? 0 : -EBUSY;
 }
 
-static int lock_image(int fd, const char *path, struct error *err)
+enum { FOR_WRITING = 1 << 0, LOCK = 1 << 1 };
+
+static int lock_image(int fd, const char *path, bool writable, struct error *err)
 {
     static const struct {
         off_t byte;
-        bool lock;
+        unsigned flags;
         const char *conflict;
     } steps[] = {
-        {LOCK_PERMISSION_BASE + PERMISSION_CONSISTENT_READ, true, NULL},
-        {LOCK_UNSHARED_BASE + PERMISSION_WRITE, true, NULL},
-        {LOCK_UNSHARED_BASE + PERMISSION_RESIZE, true, NULL},
-        {LOCK_UNSHARED_BASE + PERMISSION_CONSISTENT_READ, false, "lets nobody else read it"},
-        {LOCK_PERMISSION_BASE + PERMISSION_WRITE, false, "has it open for writing"},
-        {LOCK_PERMISSION_BASE + PERMISSION_RESIZE, false, "may resize it"},
+        {LOCK_PERMISSION_BASE + PERMISSION_CONSISTENT_READ, LOCK, NULL},
+        {LOCK_PERMISSION_BASE + PERMISSION_WRITE, LOCK | FOR_WRITING, NULL},
+        {LOCK_PERMISSION_BASE + PERMISSION_RESIZE, LOCK | FOR_WRITING, NULL},
+        {LOCK_UNSHARED_BASE + PERMISSION_WRITE, LOCK, NULL},
+        {LOCK_UNSHARED_BASE + PERMISSION_RESIZE, LOCK, NULL},
+        {LOCK_UNSHARED_BASE + PERMISSION_CONSISTENT_READ, 0, "lets nobody else read it"},
+        {LOCK_PERMISSION_BASE + PERMISSION_WRITE, 0, "has it open for writing"},
+        {LOCK_PERMISSION_BASE + PERMISSION_RESIZE, 0, "may resize it"},
+        {LOCK_UNSHARED_BASE + PERMISSION_WRITE, FOR_WRITING, "has it open"},
+        {LOCK_UNSHARED_BASE + PERMISSION_RESIZE, FOR_WRITING, "has it open"},
     };
 
     for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
-        int r = steps[i].lock ? lock_byte(fd, steps[i].byte) : test_byte(fd, steps[i].byte);
+        if ((steps[i].flags & FOR_WRITING) != 0 && !writable)
+            continue;
+        bool lock = (steps[i].flags & LOCK) != 0;
+        int r = lock ? set_byte(fd, F_RDLCK, steps[i].byte) : test_byte(fd, steps[i].byte);
 
         /* A shared lock meets only an exclusive one, which QEMU never takes: some other program
          * wants the file for itself. */
@@ -88,6 +98,10 @@ static int lock_image(int fd, const char *path, struct error *err)
                              "%s: in use: another process (a running VM, or qemu-img) %s; stop it "
                              "first",
                              path, steps[i].conflict);
+        if (r < 0 && writable)
+            return error_set(err, ENOTSUP,
+                             "%s: cannot be locked (%s), so it cannot be written safely", path,
+                             strerror(-r));
         if (r < 0) {
             log_debug("%s: cannot be locked (%s), so a running writer goes unnoticed", path,
                       strerror(-r));
@@ -97,7 +111,7 @@ static int lock_image(int fd, const char *path, struct error *err)
     return 0;
 }
 
-int host_file_open(const char *path, struct host_file *ret, struct error *err)
+int host_file_open(const char *path, bool writable, struct host_file *ret, struct error *err)
 {
     _cleanup_close_ int fd = -1;
     _cleanup_free_ char *name = NULL;
@@ -106,7 +120,7 @@ int host_file_open(const char *path, struct host_file *ret, struct error *err)
     int r;
 
     /* O_NONBLOCK: a FIFO must not hold us up before we see that it is one. */
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0)
         return error_set_errno(err, errno, "%s: cannot open", path);
     if (fstat(fd, &st) < 0)
@@ -120,7 +134,7 @@ int host_file_open(const char *path, struct host_file *ret, struct error *err)
     if (fcntl(fd, F_SETFL, 0) < 0)
         return error_set_errno(err, errno, "%s: cannot clear O_NONBLOCK", path);
 
-    r = lock_image(fd, path, err);
+    r = lock_image(fd, path, writable, err);
     if (r < 0)
         return r;
 
@@ -155,4 +169,54 @@ void host_file_close(struct host_file *file)
     cleanup_close(&file->file.fd);
     free((char *)file->file.path);
     file->file.path = NULL;
+}
+
+/* --- Writing for a while --- */
+
+/* A second descriptor: the first one stays for reading only, and keeps the locks. */
+static int reopen_for_writing(const struct host_file *file, int *ret, struct error *err)
+{
+    _cleanup_close_ int fd = -1;
+    struct stat st;
+
+    fd = open(file->file.path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0)
+        return error_set_errno(err, errno, "%s: cannot open for writing", file->file.path);
+    if (fstat(fd, &st) < 0)
+        return error_set_errno(err, errno, "%s: cannot stat", file->file.path);
+    if (st.st_dev != file->device || st.st_ino != file->inode)
+        return error_set(err, ESTALE, "%s: another file took its place", file->file.path);
+    *ret = take_fd(&fd);
+    return 0;
+}
+
+/*
+ * Since it was opened nobody else can write, so that it is enough to see that nobody counts on
+ * nobody writing. Whoever opens the file from now on finds our byte locked.
+ */
+int host_file_raise(const struct host_file *file, int *ret, struct error *err)
+{
+    const off_t write_byte = LOCK_PERMISSION_BASE + PERMISSION_WRITE;
+    int r;
+
+    r = set_byte(file->file.fd, F_RDLCK, write_byte);
+    if (r == -EAGAIN || r == -EACCES)
+        return error_set(err, EBUSY, "%s: in use: another process has locked it", file->file.path);
+    if (r == 0)
+        r = test_byte(file->file.fd, LOCK_UNSHARED_BASE + PERMISSION_WRITE);
+    if (r == -EBUSY)
+        r = error_set(err, EBUSY, "%s: in use: another process reads it", file->file.path);
+    else if (r < 0)
+        r = error_set(err, ENOTSUP, "%s: cannot be locked (%s), so it cannot be written safely",
+                      file->file.path, strerror(-r));
+    else
+        r = reopen_for_writing(file, ret, err);
+    if (r < 0)
+        host_file_lower(file);
+    return r;
+}
+
+void host_file_lower(const struct host_file *file)
+{
+    (void)set_byte(file->file.fd, F_UNLCK, LOCK_PERMISSION_BASE + PERMISSION_WRITE);
 }

@@ -41,7 +41,7 @@ int image_add_file(struct image *image, const char *path, size_t *ret, struct er
     file = calloc(1, sizeof(*file));
     if (file == NULL)
         return error_oom(err);
-    r = host_file_open(path, file, err);
+    r = host_file_open(path, image->writable && image->file_count == 0, file, err);
     if (r < 0) {
         free(file);
         return r;
@@ -124,7 +124,9 @@ static int open_layer(struct image *image, const char *path, const struct image_
     return -EINVAL;
 }
 
-static int open_chain(struct image *image, const struct image_options *options, struct error *err)
+/* `backing` says how the files below the first are read; their formats are in the headers. */
+static int open_chain(struct image *image, const struct image_options *options,
+                      const struct image_options *backing, struct error *err)
 {
     int r;
 
@@ -140,8 +142,8 @@ static int open_chain(struct image *image, const struct image_options *options, 
                              layer_path(last), IMAGE_DEPTH_MAX);
         const struct image_options backing_options = {
             .format = last->backing_format,
-            .password_file = options->password_file,
-            .force = options->force,
+            .password_file = backing->password_file,
+            .force = backing->force,
         };
         r = open_layer(image, last->backing_path, &backing_options, err);
         if (r < 0)
@@ -158,23 +160,23 @@ static int new_cluster_cache(struct image *image, struct error *err)
     return cluster_cache_new((size_t)largest, &image->cluster_cache, err);
 }
 
-int image_open(const char *path, const struct image_options *options, struct image **ret,
-               struct error *err)
+static int open_image(const char *path, bool writable, const struct image_options *options,
+                      const struct image_options *backing, struct image **ret, struct error *err)
 {
-    static const struct image_options no_options;
     _cleanup_image_ struct image *image = NULL;
     int r;
 
     image = calloc(1, sizeof(*image));
     if (image == NULL)
         return error_oom(err);
+    image->writable = writable;
     image->path = strdup(path);
     if (image->path == NULL)
         return error_oom(err);
     r = l2_cache_new(&image->l2_cache, err);
     if (r < 0)
         return r;
-    r = open_chain(image, options != NULL ? options : &no_options, err);
+    r = open_chain(image, options, backing, err);
     if (r < 0)
         return r;
     r = new_cluster_cache(image, err);
@@ -182,6 +184,24 @@ int image_open(const char *path, const struct image_options *options, struct ima
         return r;
     *ret = TAKE_PTR(image);
     return 0;
+}
+
+static const struct image_options no_options;
+
+int image_open(const char *path, const struct image_options *options, struct image **ret,
+               struct error *err)
+{
+    if (options == NULL)
+        options = &no_options;
+    return open_image(path, false, options, options, ret, err);
+}
+
+int image_open_for_writing(const char *path, const struct image_options *backing,
+                           struct image **ret, struct error *err)
+{
+    static const struct image_options options = {.format = "qcow2"};
+
+    return open_image(path, true, &options, backing != NULL ? backing : &no_options, ret, err);
 }
 
 void image_close(struct image *image)

@@ -33,13 +33,22 @@ struct host_file {
 };
 
 /*
- * Opens a regular file or block device for reading, and takes QEMU's image locks on it (see
- * host-file.c). Anything else at `path` is refused. -EBUSY: somebody has it open for writing.
+ * Opens a regular file or block device for reading, or for writing as well, and takes QEMU's image
+ * locks on it (see host-file.c). Anything else at `path` is refused. -EBUSY: somebody has it open
+ * for writing; to write, if somebody has it open at all.
  */
-int host_file_open(const char *path, struct host_file *ret, struct error *err);
+int host_file_open(const char *path, bool writable, struct host_file *ret, struct error *err);
 void host_file_close(struct host_file *file);
 DEFINE_CLEANUP_INPLACE(struct host_file, host_file_close);
 #define _cleanup_host_file_ _cleanup_(host_file_close_cleanup)
+
+/*
+ * Raises the locks of an open file to a writer's, for writes that change nothing of what its
+ * readers here see, and opens it for writing; *ret is the caller's to close. -EBUSY, with the locks
+ * as they were: somebody else has the file open. -ENOTSUP: the file system has no locks.
+ */
+int host_file_raise(const struct host_file *file, int *ret, struct error *err);
+void host_file_lower(const struct host_file *file);
 
 /* What a backend says of a range. */
 enum piece_kind {
@@ -95,10 +104,12 @@ struct cluster_cache;
 
 struct image {
     char *path;
+    bool at_snapshot; /* the first layer shows an internal snapshot */
     size_t layer_count;
     struct layer *layers[IMAGE_DEPTH_MAX];
     size_t file_count;
     struct host_file *files[2 * IMAGE_DEPTH_MAX]; /* each image file and its data file */
+    bool writable;                                /* the first file is open for writing */
     struct l2_cache *l2_cache;                    /* shared by all layers */
     struct cluster_cache *cluster_cache;
 };
@@ -120,6 +131,11 @@ static inline const char *layer_path(const struct layer *layer)
 {
     return layer_file(layer)->file.path;
 }
+
+/* Opens a qcow2 image whose own file is open, and locked, for writing; its layer is one for reading
+ * still. `backing` is for the files below it, and may be NULL. */
+int image_open_for_writing(const char *path, const struct image_options *backing,
+                           struct image **ret, struct error *err);
 
 /* Opens one more file of the image (a data file); *ret is its number. */
 int image_add_file(struct image *image, const char *path, size_t *ret, struct error *err);

@@ -128,6 +128,7 @@ enum {
     BITMAP_TYPE_DIRTY = 1,
     BITMAP_FLAG_IN_USE = 1 << 0,
     BITMAP_FLAG_AUTO = 1 << 1,
+    BITMAP_FLAG_EXTRA_COMPATIBLE = 1 << 2,
     BITMAP_FLAGS_RESERVED = ~7,
 
     BITMAP_GRANULARITY_BITS_MIN = 9,
@@ -226,4 +227,21 @@ int qcow2_bitmaps_parse(const uint8_t *directory, const struct qcow2_header *hea
     }
     *ret = bitmaps;
     return 0;
+}
+
+void qcow2_bitmap_find_place(const uint8_t *directory, size_t index, struct qcow2_bitmap_place *ret)
+{
+    const uint8_t *entry = directory;
+
+    for (size_t i = 0; i < index; i++) {
+        size_t length = (size_t)BITMAP_FIXED_LENGTH + get_be32(entry + BITMAP_EXTRA_LENGTH) +
+                        get_be16(entry + BITMAP_NAME_LENGTH);
+        entry += (length + 7) & ~(size_t)7;
+    }
+    *ret = (struct qcow2_bitmap_place){
+        .table_offset = get_be64(entry + BITMAP_TABLE_OFFSET),
+        .table_entries = get_be32(entry + BITMAP_TABLE_SIZE),
+        .extra_data = get_be32(entry + BITMAP_EXTRA_LENGTH) > 0 &&
+                      (get_be32(entry + BITMAP_FLAGS) & BITMAP_FLAG_EXTRA_COMPATIBLE) == 0,
+    };
 }

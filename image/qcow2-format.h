@@ -162,6 +162,17 @@ int qcow2_bitmaps_parse(const uint8_t *directory, const struct qcow2_header *hea
                         const struct qcow2_extensions *extensions, uint64_t file_size,
                         struct image_bitmap **ret, struct error *err);
 
+/* What struct image_bitmap does not tell. */
+struct qcow2_bitmap_place {
+    uint64_t table_offset;
+    uint32_t table_entries;
+    bool extra_data; /* there is some, and it must be understood for the bitmap to be used */
+};
+
+/* Of entry `index` of a directory that qcow2_bitmaps_parse() accepted. */
+void qcow2_bitmap_find_place(const uint8_t *directory, size_t index,
+                             struct qcow2_bitmap_place *ret);
+
 /* --- L2 entries --- */
 
 /* What is needed to understand an L2 entry. */
