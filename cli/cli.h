@@ -30,6 +30,7 @@ enum cli_group {
     CLI_VERITY = 1 << 2,    /* veritysetup's: --hash --salt … */
     CLI_TREE = 1 << 3,      /* --threads --direct --cache */
     CLI_JSON = 1 << 4,      /* --json */
+    CLI_KEEP = 1 << 5,      /* --tree --no-tree --lean --rescan */
 };
 
 /* One option of a command; the same table makes the parser and --help. */
@@ -56,6 +57,8 @@ struct cli_options {
             hash_offset_set, no_superblock;
     } verity;
     struct hashtree_options tree;
+    struct hashtree_file_options keep;
+    bool no_tree; /* also for commands without CLI_KEEP */
 };
 
 struct cli_command {
@@ -79,7 +82,7 @@ struct cli_command {
 };
 
 extern const struct cli_command cmd_info, cmd_map, cmd_read, cmd_hash, cmd_verify, cmd_mount,
-    cmd_boot;
+    cmd_boot, cmd_track;
 
 /* --- What commands have in common --- */
 
@@ -121,7 +124,8 @@ int cli_verity_given(const struct cli_options *options, struct verity_params *re
 int cli_check_data_blocks(const struct cli_target *target, const struct verity_params *params,
                           struct error *err);
 
-/* A tree over the target's partition. */
+/* A tree over the target's partition; for a command with CLI_KEEP, one that is kept in a tree file.
+ */
 int cli_tree_new(const struct cli_options *options, const struct cli_target *target,
                  struct hashtree **ret, struct error *err);
 
@@ -133,5 +137,5 @@ int cli_meter_start(const struct cli_options *options, const char *what,
 
 /* The object that `hash --json` prints (shared with update and params.json's reader): parameters,
  * root hash, table, dm_mod_create, method, counts. Computes the root. New reference. */
-int cli_hash_json(const struct cli_target *target, struct hashtree *tree, const char *method,
-                  json_t **ret, struct error *err);
+int cli_hash_json(const struct cli_target *target, struct hashtree *tree, json_t **ret,
+                  struct error *err);

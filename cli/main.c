@@ -7,14 +7,19 @@
 
 static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
+<<<<<<< cli/main.c
     &cmd_boot,
     &cmd_hash,
     &cmd_info,
     &cmd_map,
     &cmd_mount,
     &cmd_read,
+    &cmd_track,
     &cmd_verify,
     NULL,
+=======
+    &cmd_boot, &cmd_hash, &cmd_info, &cmd_map, &cmd_mount, &cmd_read, &cmd_verify, NULL,
+>>>>>>> /tmp/me/n
 };
 
 static const struct cli_command *find_command(const char *name)
@@ -102,6 +107,7 @@ static int run_command(const struct cli_command *command, int argc, char **argv,
     if (r < 0)
         return report(&err, command);
     apply_verbosity(options);
+    options->no_tree |= (command->groups & CLI_KEEP) == 0;
     r = command->run(options, count, operands, context, &err);
     if (r < 0)
         return flush_stdout(report(&err, command));
