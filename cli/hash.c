@@ -238,7 +238,7 @@ static int print_result(const struct cli_options *options, const struct cli_targ
 
     if (!options->json)
         return print_text(written != NULL ? written : image_path(target->image), tree, err);
-    int r = cli_hash_json(target, tree, "full", &json, err);
+    int r = cli_hash_json(target, tree, &json, err);
     if (r < 0)
         return r;
     return json_print(json, err);
@@ -285,7 +285,7 @@ const struct cli_command cmd_hash = {
     .details = "Hashes the data partition of IMAGE, or the one that -p tells, and prints what\n"
                "'veritysetup format' would. With --write, FILE becomes the hash device: it is\n"
                "created, or, if it exists, written into from --hash-offset on.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_JSON,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON,
     .options = hash_options,
     .operands_min = 1,
     .operands_max = 1,

@@ -7,7 +7,6 @@
 
 static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
-<<<<<<< cli/main.c
     &cmd_boot,
     &cmd_hash,
     &cmd_info,
@@ -17,9 +16,6 @@ static const struct cli_command *const commands[] = {
     &cmd_track,
     &cmd_verify,
     NULL,
-=======
-    &cmd_boot, &cmd_hash, &cmd_info, &cmd_map, &cmd_mount, &cmd_read, &cmd_verify, NULL,
->>>>>>> /tmp/me/n
 };
 
 static const struct cli_command *find_command(const char *name)

@@ -7,6 +7,7 @@
  * The image is open, and locked, in the parent already: its locks belong to the open files, not to
  * a process, and are the child's once the parent is gone.
  */
+#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
@@ -50,6 +51,30 @@ static int mount_option(size_t index, const char *argument, void *context, struc
 
 /* --- The process that serves --- */
 
+#define DESCRIPTORS_MAX 256
+
+struct descriptors {
+    int fds[DESCRIPTORS_MAX];
+    size_t count;
+};
+
+/* Descriptors above stderr that are open. */
+static void list_descriptors(struct descriptors *ret)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    const struct dirent *entry;
+
+    ret->count = 0;
+    if (dir == NULL)
+        return;
+    while ((entry = readdir(dir)) != NULL && ret->count < DESCRIPTORS_MAX) {
+        int fd = atoi(entry->d_name);
+        if (fd > STDERR_FILENO && fd != dirfd(dir))
+            ret->fds[ret->count++] = fd;
+    }
+    closedir(dir);
+}
+
 struct server {
     const struct cli_options *cli;
     const char *mount_options;
@@ -57,6 +82,7 @@ struct server {
     const struct cli_target *target;
     const struct verity_params *params;
     int report; /* pipe to the waiting parent; -1 in the foreground */
+    const struct descriptors *inherited;
     struct fs *fs;
     struct progress_meter *meter;
 };
@@ -93,10 +119,14 @@ static void handle_signals(bool foreground)
     sigaction(SIGHUP, foreground && old.sa_handler != SIG_IGN ? &end : &ignore, NULL);
 }
 
-/* A daemon keeps no terminal, no directory, and no pipe of whoever started it. */
-static void leave_terminal(void)
+/* A daemon keeps no terminal, no directory, and no descriptor of whoever started it, who may wait
+ * for the end of a pipe. */
+static void leave_terminal(const struct descriptors *inherited)
 {
     _cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+    for (size_t i = 0; i < inherited->count; i++)
+        (void)close(inherited->fds[i]);
 
     (void)setsid();
     if (chdir("/") < 0)
@@ -115,7 +145,7 @@ static void on_ready(void *arg)
 
     if (server->report < 0)
         return;
-    leave_terminal();
+    leave_terminal(server->inherited);
     const int code = 0;
     if (io_write(server->report, "parent", &code, sizeof(code), NULL) < 0)
         fs_stop(server->fs); /* was ended while it waited */
@@ -279,9 +309,11 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
     const struct mount_context *mount = context;
     _cleanup_free_ char *image = NULL, *directory = NULL;
     _cleanup_target_ struct cli_target target = {0};
+    struct descriptors inherited;
     struct verity_params params;
 
     (void)argc;
+    list_descriptors(&inherited);
     int r = absolute_path(argv[0], &image, err);
     if (r < 0)
         return r;
@@ -301,6 +333,7 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
         .target = &target,
         .params = &params,
         .report = -1,
+        .inherited = &inherited,
     };
     if (mount->foreground)
         return serve(&server, true, err);
@@ -321,7 +354,7 @@ const struct cli_command cmd_mount = {
         "Mount options: allow_other, allow_root, auto_unmount, direct_io (no page cache for the\n"
         "files), max_read=BYTES, fsname=NAME, noexec, noatime and others of mount(8) that make\n"
         "sense for a read-only filesystem.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP,
     .options = mount_own_options,
     .operands_min = 2,
     .operands_max = 2,

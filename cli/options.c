@@ -34,6 +34,10 @@ enum shared_id {
     OPT_THREADS,
     OPT_DIRECT,
     OPT_CACHE,
+    OPT_TREE,
+    OPT_NO_TREE,
+    OPT_LEAN,
+    OPT_RESCAN,
     OPT_JSON,
     OPT_QUIET,
     OPT_VERBOSE,
@@ -76,6 +80,10 @@ static const struct shared_option {
       "read past the page cache: auto does so for data larger than "
       "free memory (auto)"}},
     {CLI_TREE, OPT_CACHE, {"cache", 0, "SIZE", "memory for nodes of the tree (64M)"}},
+    {CLI_KEEP, OPT_TREE, {"tree", 0, "FILE", "keep the tree in FILE (IMAGE.qvtree)"}},
+    {CLI_KEEP, OPT_NO_TREE, {"no-tree", 0, NULL, "neither use nor write a tree file"}},
+    {CLI_KEEP, OPT_LEAN, {"lean", 0, NULL, "keep only level 1 and up: a 128th of the space"}},
+    {CLI_KEEP, OPT_RESCAN, {"rescan", 0, NULL, "read everything, whatever the tree file says"}},
     {CLI_JSON, OPT_JSON, {"json", 0, NULL, "print one JSON object"}},
     {0, OPT_QUIET, {"quiet", 'q', NULL, "no progress, no warnings"}},
     {0, OPT_VERBOSE, {"verbose", 'v', NULL, "tell more; twice for debugging"}},
@@ -136,6 +144,7 @@ static void print_help(const struct cli_command *command)
     print_group(command, CLI_PARTITION, "Partition");
     print_group(command, CLI_VERITY, "Verity, as veritysetup has them");
     print_group(command, CLI_TREE, "Hashing");
+    print_group(command, CLI_KEEP, "Tree file");
     print_group(command, 0, "General");
 }
 
@@ -233,6 +242,18 @@ static int apply_shared(enum shared_id id, const char *argument, struct cli_opti
         if (value < 1024 * 1024)
             return error_set(err, EINVAL, "--cache: '%s' is less than 1M", argument);
         o->tree.cache_size = value;
+        return 0;
+    case OPT_TREE:
+        o->keep.path = argument;
+        return 0;
+    case OPT_NO_TREE:
+        o->no_tree = true;
+        return 0;
+    case OPT_LEAN:
+        o->keep.lean = true;
+        return 0;
+    case OPT_RESCAN:
+        o->keep.rescan = true;
         return 0;
     case OPT_JSON:
         o->json = true;

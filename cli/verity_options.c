@@ -164,11 +164,23 @@ int cli_tree_new(const struct cli_options *options, const struct cli_target *tar
     int r = cli_verity_params(options, target, &params, err);
     if (r < 0)
         return r;
-    return hashtree_new(target->image, target->partition->start, &params, &options->tree, ret, err);
+    _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
+    r = hashtree_new(target->image, target->partition->start, &params, &options->tree, &tree, err);
+    if (r < 0)
+        return r;
+    if (!options->no_tree) {
+        struct hashtree_file_options keep = options->keep;
+        keep.snapshot = options->image.snapshot;
+        r = hashtree_keep(tree, &keep, err);
+        if (r < 0)
+            return r;
+    }
+    *ret = TAKE_PTR(tree);
+    return 0;
 }
 
-int cli_hash_json(const struct cli_target *target, struct hashtree *tree, const char *method,
-                  json_t **ret, struct error *err)
+int cli_hash_json(const struct cli_target *target, struct hashtree *tree, json_t **ret,
+                  struct error *err)
 {
     _cleanup_json_ json_t *object = NULL;
     struct hashtree_stats stats;
@@ -177,11 +189,14 @@ int cli_hash_json(const struct cli_target *target, struct hashtree *tree, const 
     if (r < 0)
         return r;
     hashtree_stats(tree, &stats);
-    if ((r = json_put(object, "method", json_string(method), err)) < 0 ||
+    if ((r = json_put(object, "method", json_string(hashtree_method_name(hashtree_method(tree))),
+                      err)) < 0 ||
         (r = json_put(object, "data_bytes_hashed",
                       json_integer((json_int_t)stats.data_bytes_hashed), err)) < 0 ||
-        (r = json_put(object, "zero_blocks", json_integer((json_int_t)stats.zero_blocks), err)) <
-            0 ||
+        (r = json_put(object, "zero_blocks",
+                      stats.zero_blocks != UINT64_MAX ? json_integer((json_int_t)stats.zero_blocks)
+                                                      : json_null(),
+                      err)) < 0 ||
         (r = json_put(object, "seconds", json_real(stats.build_seconds), err)) < 0)
         return r;
     *ret = TAKE_PTR(object);

@@ -85,11 +85,11 @@ static int map_at(struct worker *worker, struct segment *segment, uint64_t posit
     return 0;
 }
 
-/* Moves the segment's position to the first block that is not known to be zeros. */
-static int skip_zero_blocks(struct worker *worker, struct segment *segment, struct error *err)
+/* Moves the segment's position to the first block before `end` that is not known to be zeros. */
+static int skip_zero_blocks(struct worker *worker, struct segment *segment, uint64_t end,
+                            struct error *err)
 {
     uint32_t block_size = worker->build->tree->params.data_block_size;
-    uint64_t end = segment->end_block * block_size;
     struct extent extent;
 
     while (segment->position < end) {
@@ -99,7 +99,73 @@ static int skip_zero_blocks(struct worker *worker, struct segment *segment, stru
         uint64_t whole = align_down(extent.length, block_size);
         if (extent.kind != EXTENT_ZERO || whole == 0)
             return 0;
-        segment->position += whole;
+        segment->position = min_u64(segment->position + whole, end);
+    }
+    return 0;
+}
+
+/* Moves the segment's position to the next change, opening the nodes above it. */
+static int next_change(struct worker *worker, struct segment *segment, struct error *err)
+{
+    struct plan *plan = &worker->build->plan;
+    const struct hashtree *tree = worker->build->tree;
+    const struct hashtree_changes *changes = plan->base->changes;
+    uint32_t block_size = tree->params.data_block_size;
+    uint64_t segment_end = segment->end_block * block_size, start, end;
+    struct block_range fresh;
+
+    int r = changes->next(changes->arg, segment->position, &start, &end, err);
+    if (r < 0)
+        return r;
+    if (start >= segment_end) {
+        segment->position = segment_end;
+        return 0;
+    }
+    start = max_u64(segment->position, start - start % block_size);
+    segment_open(plan, segment, start / block_size, &fresh);
+    if (fresh.end > fresh.first) {
+        /* The node was not open before: nothing below it was hashed. */
+        segment->position = max_u64(fresh.first, segment->first_block) * block_size;
+        segment->fresh_end = min_u64(fresh.end, segment->end_block) * block_size;
+        return 0;
+    }
+    /* Up to the end of the level 0 node that is open, or of all if there is none below the unit. */
+    if (plan->unit > 0) {
+        uint64_t node = start / block_size >> tree->geometry.fanout_bits;
+        segment_end = min_u64(segment_end, ((node + 1) << tree->geometry.fanout_bits) * block_size);
+    }
+    segment->position = start;
+    segment->stretch_end =
+        end >= segment_end ? segment_end : div_round_up(end, block_size) * block_size;
+    return 0;
+}
+
+/* Moves the segment's position to the next block to hash, or its end, and stretch_end to where that
+ * stretch ends. */
+static int next_stretch(struct worker *worker, struct segment *segment, bool *ret_fresh,
+                        struct error *err)
+{
+    uint64_t end = segment->end_block * worker->build->tree->params.data_block_size;
+
+    while (segment->position < end) {
+        if (segment->position < segment->fresh_end) {
+            int r = skip_zero_blocks(worker, segment, segment->fresh_end, err);
+            if (r < 0)
+                return r;
+            if (segment->position < segment->fresh_end) {
+                segment->stretch_end = segment->fresh_end;
+                *ret_fresh = true;
+                return 0;
+            }
+        } else {
+            if (segment->position < segment->stretch_end) {
+                *ret_fresh = false;
+                return 0;
+            }
+            int r = next_change(worker, segment, err);
+            if (r < 0)
+                return r;
+        }
     }
     return 0;
 }
@@ -162,17 +228,16 @@ static int make_run(struct worker *worker, struct segment *segment, struct run *
 {
     struct hashtree *tree = worker->build->tree;
     uint32_t block_size = tree->params.data_block_size;
-    uint64_t end = segment->end_block * block_size;
     uint64_t length = 0;
 
-    int r = skip_zero_blocks(worker, segment, err);
+    int r = next_stretch(worker, segment, &run->fresh, err);
     if (r < 0)
         return r;
     uint64_t first = segment->position;
-    *ret_made = first < end;
-    if (first >= end)
+    *ret_made = first < segment->end_block * block_size;
+    if (!*ret_made)
         return 0;
-    uint64_t limit = min_u64(end - first, tree_run_bytes(tree));
+    uint64_t limit = min_u64(segment->stretch_end - first, tree_run_bytes(tree));
     while (length < limit) {
         struct extent extent;
         bool added;
@@ -180,7 +245,7 @@ static int make_run(struct worker *worker, struct segment *segment, struct run *
         if (r < 0)
             return r;
         uint64_t n = min_u64(extent.length, limit - length);
-        if (extent.kind == EXTENT_ZERO) {
+        if (extent.kind == EXTENT_ZERO && run->fresh) {
             uint64_t in_block = length % block_size;
             if (in_block == 0 && n >= block_size)
                 break;
@@ -306,7 +371,7 @@ static int hash_run(struct worker *worker, struct run *run, struct error *err)
     uint64_t bytes = run->blocks * tree->params.data_block_size;
 
     int r = segment_hash(&worker->build->plan, segment, run->first_block, run->blocks, run->buffer,
-                         err);
+                         run->fresh, err);
     if (r < 0)
         return r;
     progress_add(&tree->progress, bytes);
@@ -395,6 +460,8 @@ static void *count_main(void *arg)
     bool ends = build->counting_ends;
     pthread_mutex_unlock(&build->lock);
 
+    /* With a base there is so little to do that nobody waits for it. */
+    ends |= build->plan.base != NULL;
     for (uint64_t at = 0; !ends && at < end && !stopped(build); at += extent.length) {
         /* An error will be met, and told, by a worker. */
         if (image_map(tree->image, tree->start + at, end - at, IMAGE_MAP_HOLES, &extent, NULL) < 0)
@@ -451,8 +518,20 @@ static void init_sync(struct build *build)
     pthread_condattr_destroy(&attr);
 }
 
-int build_run(struct hashtree *tree, const struct node_sink *sink, struct build_result *ret,
-              struct error *err)
+/* The number of zero blocks, if it can be known. */
+static uint64_t count_zeros(const struct build *build)
+{
+    const struct plan *plan = &build->plan;
+
+    if (plan->base == NULL)
+        return build->tree->params.data_blocks - atomic_load(&plan->nonzero_blocks);
+    if (plan->base->zero_blocks == UINT64_MAX || atomic_load(&plan->distrust))
+        return UINT64_MAX;
+    return plan->base->zero_blocks + (uint64_t)atomic_load(&plan->zero_change);
+}
+
+int build_run(struct hashtree *tree, const struct node_base *base, const struct node_sink *sink,
+              struct build_result *ret, struct error *err)
 {
     struct build build = {.tree = tree};
     struct timespec start, end;
@@ -463,7 +542,7 @@ int build_run(struct hashtree *tree, const struct node_sink *sink, struct build_
     int r = reader_files_open(tree, &build.files, err);
     if (r < 0)
         return r;
-    r = plan_init(&build.plan, tree, sink, &build.stop, err);
+    r = plan_init(&build.plan, tree, base, sink, &build.stop, err);
     if (r < 0) {
         reader_files_close(&build.files);
         return r;
@@ -479,7 +558,7 @@ int build_run(struct hashtree *tree, const struct node_sink *sink, struct build_
     } else {
         clock_gettime(CLOCK_MONOTONIC, &end);
         memcpy(ret->root, build.plan.root, sizeof(ret->root));
-        ret->zero_blocks = tree->params.data_blocks - atomic_load(&build.plan.nonzero_blocks);
+        ret->zero_blocks = count_zeros(&build);
         ret->seconds =
             (double)(end.tv_sec - start.tv_sec) + (double)(end.tv_nsec - start.tv_nsec) / 1e9;
         progress_set_total(&tree->progress, atomic_load(&tree->progress.done));

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <assert.h>
 #include <inttypes.h>
 #include <sched.h>
 #include <string.h>
@@ -75,8 +76,12 @@ void hashtree_free(struct hashtree *tree)
 {
     if (tree->nodes != NULL)
         node_store_free(tree->nodes);
+    if (tree->keep != NULL)
+        keep_free(tree->keep);
     if (tree->hasher != NULL)
         hasher_free(tree->hasher);
+    if (tree->changes != NULL)
+        change_map_free(tree->changes);
     error_clear(&tree->build_error);
     pthread_cond_destroy(&tree->built);
     pthread_mutex_destroy(&tree->lock);
@@ -111,6 +116,30 @@ void hashtree_stats(struct hashtree *tree, struct hashtree_stats *ret)
     pthread_mutex_unlock(&tree->lock);
 }
 
+enum hashtree_method hashtree_method(struct hashtree *tree)
+{
+    pthread_mutex_lock(&tree->lock);
+    enum hashtree_method method = tree->method;
+    pthread_mutex_unlock(&tree->lock);
+    return method;
+}
+
+const char *hashtree_method_name(enum hashtree_method method)
+{
+    static const char *const names[] = {
+        [HASHTREE_FULL] = "full",     [HASHTREE_UNCHANGED] = "unchanged",
+        [HASHTREE_BITMAP] = "bitmap", [HASHTREE_OVERLAY] = "overlay",
+        [HASHTREE_WRITES] = "writes",
+    };
+
+    return names[method];
+}
+
+const char *hashtree_reason(const struct hashtree *tree)
+{
+    return tree->reason;
+}
+
 void hashtree_cancel(struct hashtree *tree)
 {
     atomic_store(&tree->cancelled, true);
@@ -118,7 +147,7 @@ void hashtree_cancel(struct hashtree *tree)
 
 bool hashtree_root_known(struct hashtree *tree)
 {
-    return atomic_load_explicit(&tree->root_known, memory_order_acquire);
+    return atomic_load_explicit(&tree->current, memory_order_acquire);
 }
 
 /* --- Building --- */
@@ -145,36 +174,98 @@ static int two_constants(void *arg, unsigned level, uint64_t first, uint64_t cou
     return two->other.constants(two->other.arg, level, first, count, err);
 }
 
-/* With the lock held, and held again on return. `other` may be NULL. */
-static int build_locked(struct hashtree *tree, const struct node_sink *other, struct error *err)
+/* A full build, its nodes kept in memory by the first one and given to `other`, which may be NULL.
+ */
+static int build_full(struct hashtree *tree, bool first, const struct node_sink *other,
+                      struct build_result *ret, struct error *err)
 {
     struct two_sinks two = {.keep = node_store_sink(tree)};
     struct node_sink sink = two.keep;
-    struct build_result result;
 
     if (other != NULL) {
         two.other = *other;
-        sink = tree->root_known ? *other : (struct node_sink){two_nodes, two_constants, &two};
+        sink = first ? (struct node_sink){two_nodes, two_constants, &two} : *other;
     }
-    tree->building = true;
-    pthread_mutex_unlock(&tree->lock);
-    int r = build_run(tree, &sink, &result, err);
-    pthread_mutex_lock(&tree->lock);
-    tree->building = false;
-    if (r == 0 && tree->root_known &&
-        memcmp(tree->root, result.root, tree->geometry.digest_size) != 0)
+    return build_run(tree, NULL, &sink, ret, err);
+}
+
+/* Hashes what was written since the root was found. */
+static int build_changes(struct hashtree *tree, const struct change_map *map,
+                         struct node_base *base, struct build_result *ret, struct error *err)
+{
+    struct hashtree_changes changes = change_map_changes(map);
+    struct node_sink sink = node_store_sink(tree);
+
+    base->changes = &changes;
+    base->file = tree->keep != NULL ? keep_file(tree->keep) : NULL;
+    return build_run(tree, base, &sink, ret, err);
+}
+
+/* With the lock held: what a build found, or why it did not. */
+static int take_result(struct hashtree *tree, int r, bool changing,
+                       const struct build_result *result, struct error *err)
+{
+    if (r == 0 && tree->root_known && !changing && tree->changes == NULL &&
+        memcmp(tree->root, result->root, tree->geometry.digest_size) != 0)
         r = error_set(err, EIO, "%s: the data changed between two readings",
                       image_path(tree->image));
-    if (r == 0) {
-        if (!tree->root_known)
-            memcpy(tree->root, result.root, sizeof(tree->root));
-        tree->zero_blocks = result.zero_blocks;
-        tree->build_seconds = result.seconds;
-        atomic_store_explicit(&tree->root_known, true, memory_order_release);
-    } else {
+    if (r < 0) {
         error_clear(&tree->build_error);
         error_set(&tree->build_error, -r, "%s", err != NULL ? error_message(err) : "build failed");
+        return r;
     }
+    error_clear(&tree->build_error);
+    memcpy(tree->root, result->root, sizeof(tree->root));
+    tree->root_known = true;
+    tree->superblock_made = false;
+    tree->zero_blocks = result->zero_blocks;
+    tree->build_seconds = result->seconds;
+    return 0;
+}
+
+/*
+ * With the lock held, and held again on return. With a sink it is a full build; else it is the
+ * cheapest that finds the root. Changes that are reported while it runs are for the next one.
+ */
+static int build_locked(struct hashtree *tree, const struct node_sink *sink, struct error *err)
+{
+    _cleanup_(change_map_free_cleanup) struct change_map *fresh = NULL;
+    struct change_map *taken = NULL;
+    struct node_base base = {.zero_blocks = tree->zero_blocks};
+    bool first = !tree->root_known;
+    struct build_result result;
+    int r;
+
+    if (tree->changes != NULL) {
+        r = change_map_new(tree, &fresh, err);
+        if (r < 0)
+            return r;
+        taken = tree->changes;
+        tree->changes = TAKE_PTR(fresh);
+    }
+    memcpy(base.root, tree->root, sizeof(base.root));
+    bool changing = sink == NULL && !first && taken != NULL;
+    tree->building = true;
+    pthread_mutex_unlock(&tree->lock);
+    if (changing)
+        r = build_changes(tree, taken, &base, &result, err);
+    else if (sink == NULL && first && tree->keep != NULL)
+        r = keep_build(tree, &result, err);
+    else
+        r = build_full(tree, first, sink, &result, err);
+    pthread_mutex_lock(&tree->lock);
+    tree->building = false;
+    r = take_result(tree, r, changing, &result, err);
+    if (r == 0 && changing)
+        tree->method = HASHTREE_WRITES;
+    if (r < 0 && taken != NULL)
+        change_map_merge(tree->changes, taken);
+    if (taken != NULL)
+        change_map_free(taken);
+    atomic_store_explicit(&tree->current,
+                          tree->root_known &&
+                              (tree->changes == NULL || change_map_empty(tree->changes)),
+                          memory_order_release);
     tree->builds_ended++;
     pthread_cond_broadcast(&tree->built);
     return r;
@@ -190,37 +281,73 @@ int hashtree_build(struct hashtree *tree, const struct node_sink *sink, struct e
     return r;
 }
 
-/* The root is not known: finds it, or waits for somebody who does and takes what comes of it. */
+/* With the lock held. A build that began before we came may not have seen the latest changes: those
+ * who find one running take what comes of the next. */
 static int find_root(struct hashtree *tree, struct error *err)
 {
-    int r = 0;
+    _cleanup_error_ struct error build_err = ERROR_INIT;
 
-    pthread_mutex_lock(&tree->lock);
     if (tree->building) {
         uint64_t ended = tree->builds_ended;
         while (tree->builds_ended == ended)
             pthread_cond_wait(&tree->built, &tree->lock);
-        if (!tree->root_known)
-            r = error_set(err, tree->build_error.code, "%s", error_message(&tree->build_error));
-    } else if (!tree->root_known) {
-        _cleanup_error_ struct error build_err = ERROR_INIT;
-        r = build_locked(tree, NULL, &build_err);
-        if (r < 0)
-            error_move(err, &build_err);
+        if (hashtree_root_known(tree))
+            return 0;
+        if (tree->build_error.code != 0 && !tree->building)
+            return error_set(err, tree->build_error.code, "%s", error_message(&tree->build_error));
+        while (tree->building)
+            pthread_cond_wait(&tree->built, &tree->lock);
+        if (hashtree_root_known(tree))
+            return 0;
     }
-    pthread_mutex_unlock(&tree->lock);
+    int r = build_locked(tree, NULL, &build_err);
+    if (r < 0)
+        error_move(err, &build_err);
     return r;
 }
 
 int hashtree_root(struct hashtree *tree, uint8_t *root, struct error *err)
 {
-    if (!hashtree_root_known(tree)) {
-        int r = find_root(tree, err);
-        if (r < 0)
-            return r;
-    }
-    memcpy(root, tree->root, tree->geometry.digest_size);
-    return 0;
+    int r = 0;
+
+    pthread_mutex_lock(&tree->lock);
+    if (!hashtree_root_known(tree))
+        r = find_root(tree, err);
+    if (r == 0)
+        memcpy(root, tree->root, tree->geometry.digest_size);
+    pthread_mutex_unlock(&tree->lock);
+    return r;
+}
+
+/* --- Changes --- */
+
+int hashtree_changing(struct hashtree *tree, struct error *err)
+{
+    int r = 0;
+
+    pthread_mutex_lock(&tree->lock);
+    if (tree->changes == NULL)
+        r = change_map_new(tree, &tree->changes, err);
+    pthread_mutex_unlock(&tree->lock);
+    return r;
+}
+
+void hashtree_changed(struct hashtree *tree, uint64_t offset, uint64_t length)
+{
+    uint64_t start = max_u64(offset, tree->start);
+    uint64_t end = min_u64(offset + length, tree->start + tree_data_size(tree));
+    uint64_t node_size = (uint64_t)tree->params.data_block_size << tree->geometry.fanout_bits;
+
+    if (start >= end)
+        return;
+    start -= tree->start;
+    end -= tree->start;
+    pthread_mutex_lock(&tree->lock);
+    assert(tree->changes != NULL);
+    change_map_add(tree->changes, start, end - start);
+    atomic_store_explicit(&tree->current, false, memory_order_release);
+    pthread_mutex_unlock(&tree->lock);
+    node_store_forget(tree->nodes, start / node_size, div_round_up(end, node_size));
 }
 
 int hashtree_uuid(struct hashtree *tree, uint8_t uuid[static 16], struct error *err)

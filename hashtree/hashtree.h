@@ -42,10 +42,67 @@ DEFINE_CLEANUP(struct hashtree, hashtree_free);
 const struct verity_params *hashtree_params(const struct hashtree *tree);
 const struct verity_geometry *hashtree_geometry(const struct hashtree *tree);
 
+/* --- Keeping the tree between runs --- */
+
+#define TREE_FILE_SUFFIX ".qvtree"
+
+struct hashtree_file_options {
+    const char *path;     /* of the tree file; NULL: the image's path and TREE_FILE_SUFFIX */
+    const char *snapshot; /* that the image was opened with, or NULL */
+    bool lean;            /* do not keep level 0 */
+    bool rescan;          /* believe nothing, but keep what comes out */
+};
+
+/*
+ * To be called before anything is asked of the tree: it is kept in a tree file, and what can be
+ * proven unchanged since that was written is not read again (docs/tree-file.md). If nothing
+ * changed, the root is known when this returns. That the file is missing, damaged, or cannot be
+ * written is no error; hashtree_method() and hashtree_reason() tell what came of it.
+ */
+int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *options,
+                  struct error *err);
+
+/* How the root was found. */
+enum hashtree_method {
+    HASHTREE_FULL,      /* everything was read */
+    HASHTREE_UNCHANGED, /* out of the tree file */
+    HASHTREE_BITMAP,    /* what QEMU's dirty bitmap says was read */
+    HASHTREE_OVERLAY,   /* what an overlay holds was read */
+    HASHTREE_WRITES,    /* what was written through our own mount was read */
+};
+enum hashtree_method hashtree_method(struct hashtree *tree);
+const char *hashtree_method_name(enum hashtree_method method);
+
+/* Why nothing cheaper than HASHTREE_FULL would do; "" if there is nothing to say. */
+const char *hashtree_reason(const struct hashtree *tree);
+
+/*
+ * Ranges of the data that may differ from what an older tree was made of: `next` gets the first
+ * that ends behind `offset`, cut so that it begins at `offset` or behind it, or UINT64_MAX twice.
+ * Bytes from the start of the data. Called by many threads at once.
+ */
+struct hashtree_changes {
+    int (*next)(void *arg, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end,
+                struct error *err);
+    void *arg;
+};
+
+/* --- Data that changes --- */
+
+/* To be called before the first hashtree_changed(), and before anything is asked of the tree. */
+int hashtree_changing(struct hashtree *tree, struct error *err);
+
+/*
+ * Bytes of the image have been written: to be called after each write, before it is acknowledged.
+ * What is asked of the tree from then on speaks of the new data; the root is found anew from what
+ * changed.
+ */
+void hashtree_changed(struct hashtree *tree, uint64_t offset, uint64_t length);
+
 /* What hashing took. */
 struct hashtree_stats {
     uint64_t data_bytes_hashed; /* read and hashed, or read and found to be zeros */
-    uint64_t zero_blocks;       /* data blocks known or found to be zeros */
+    uint64_t zero_blocks;       /* data blocks that are zeros; UINT64_MAX: not known */
     uint64_t nodes_computed;
     uint64_t nodes_kept;
     double build_seconds; /* of the full build; 0 before it */

@@ -9,6 +9,7 @@
 #include "common/error.h"
 #include "hashtree/hasher.h"
 #include "hashtree/hashtree.h"
+#include "hashtree/tree-file.h"
 
 /*
  * Private to hashtree/. How the files share the work:
@@ -54,6 +55,10 @@ struct hashtree {
     _Atomic uint64_t data_bytes_hashed;
     _Atomic uint64_t nodes_computed;
 
+    struct keep *keep;           /* NULL: nothing is kept in a file */
+    enum hashtree_method method; /* under lock */
+    char reason[256];
+
     /* The root and the build that finds it. */
     pthread_mutex_t lock;
     pthread_cond_t built;
@@ -64,8 +69,10 @@ struct hashtree {
     double build_seconds;
     bool superblock_made;
     uint8_t superblock[VERITY_SUPERBLOCK_SIZE];
-    _Atomic bool root_known; /* set under lock, after the root, which may then be read without */
+    bool root_known;
     uint8_t root[VERITY_DIGEST_MAX];
+    struct change_map *changes; /* of the data since the root was found; NULL: it never changes */
+    _Atomic bool current;       /* the root is known, and nothing changed since: set under lock */
 };
 
 static inline uint64_t tree_data_size(const struct hashtree *tree)
@@ -106,6 +113,21 @@ void constant_node(const struct hashtree *tree, unsigned level, uint64_t index, 
  * level == levels) as if all data below it were zeros. */
 const uint8_t *constant_child_digest(const struct hashtree *tree, unsigned level, uint64_t index);
 
+/* --- changes.c --- */
+
+/* Which parts of the data changed; with the tree's lock held. */
+struct change_map;
+
+int change_map_new(const struct hashtree *tree, struct change_map **ret, struct error *err);
+void change_map_free(struct change_map *map);
+DEFINE_CLEANUP(struct change_map, change_map_free);
+/* Bytes of the data. */
+void change_map_add(struct change_map *map, uint64_t offset, uint64_t length);
+void change_map_merge(struct change_map *map, const struct change_map *other);
+bool change_map_empty(const struct change_map *map);
+/* The map as a build takes it. */
+struct hashtree_changes change_map_changes(const struct change_map *map);
+
 /* --- Where finished nodes go --- */
 
 /*
@@ -120,6 +142,23 @@ struct node_sink {
     int (*constants)(void *arg, unsigned level, uint64_t first, uint64_t count, struct error *err);
     void *arg;
 };
+
+/* --- base.c --- */
+
+/*
+ * An older tree over the same data, of which a build only makes anew what changed since.
+ */
+struct node_base {
+    uint8_t root[VERITY_DIGEST_MAX];
+    struct tree_file *file; /* where nodes are that are not in memory, or NULL */
+    uint64_t zero_blocks;   /* UINT64_MAX: not known */
+    const struct hashtree_changes *changes;
+};
+
+/* The node that has the digest `expected`, be it constant, in memory, or in `file` (which may be
+ * NULL) or one below it. False if it is not to be had: it must be made of what is below. */
+bool base_node(const struct hashtree *tree, const struct tree_file *file, unsigned level,
+               uint64_t index, const uint8_t *expected, uint8_t *block);
 
 /* --- plan.c --- */
 
@@ -144,6 +183,7 @@ struct plan_item {
     enum { PLAN_END, PLAN_SEGMENT, PLAN_CONSTANTS } kind;
     /* SEGMENT */
     uint64_t first_block, end_block; /* data blocks */
+    bool fresh;                      /* nothing is known of it: all its data is to be hashed */
     struct shared_node *parent; /* holds one count in `pending`, to be given to node_release() */
     /* CONSTANTS */
     unsigned level;
@@ -153,13 +193,18 @@ struct plan_item {
 struct plan {
     struct hashtree *tree;
     struct node_sink sink;
+    const struct node_base *base;    /* or NULL */
     _Atomic bool *stop;              /* nodes are then released without being hashed */
     unsigned unit;                   /* nodes below this level are private to a segment */
     uint64_t segment_blocks;         /* data blocks, a power of two */
-    _Atomic uint64_t nonzero_blocks; /* data blocks that hold something else than zeros */
+    _Atomic uint64_t nonzero_blocks; /* found among fresh data blocks */
+    _Atomic int64_t zero_change;     /* of the number of zero blocks, among changed ones */
+    _Atomic bool distrust;           /* a node of the base was not to be had */
 
     pthread_mutex_t lock;
-    uint64_t cursor; /* bytes of the data; everything before it was handed out or is zeros */
+    /* Bytes of the data; everything before it was handed out, or is zeros, or did not change. */
+    uint64_t cursor;
+    uint64_t fresh_end; /* bytes: up to here the base has no say */
     bool ended;
     struct shared_node *path[VERITY_LEVELS_MAX + 1]; /* the open node of each level */
     uint64_t next[VERITY_LEVELS_MAX]; /* first node of each level not yet opened or told constant */
@@ -171,8 +216,9 @@ struct plan {
     uint8_t root[VERITY_DIGEST_MAX];
 };
 
-int plan_init(struct plan *plan, struct hashtree *tree, const struct node_sink *sink,
-              _Atomic bool *stop, struct error *err);
+/* `base` may be NULL: then everything is hashed. */
+int plan_init(struct plan *plan, struct hashtree *tree, const struct node_base *base,
+              const struct node_sink *sink, _Atomic bool *stop, struct error *err);
 /* Releases what is still open; to be called once all segments were given back. Completes the root
  * unless stopped. */
 int plan_finish(struct plan *plan, struct error *err);
@@ -198,6 +244,8 @@ struct segment {
     bool mapped;          /* no further runs will come */
     uint64_t position;    /* bytes of the data that runs were made of so far */
     struct extent extent; /* the last one mapped */
+    uint64_t fresh_end;   /* bytes of the data: up to here all is hashed, zeros being skipped */
+    uint64_t stretch_end; /* bytes of the data: what lies between `position` and here is hashed */
     uint8_t *digests;     /* what comes out, a slot each */
     bool *digests_set;
     struct {
@@ -210,9 +258,19 @@ struct segment {
 int segment_new(const struct plan *plan, struct segment **ret, struct error *err);
 void segment_free(struct segment *segment);
 void segment_start(const struct plan *plan, struct segment *segment, const struct plan_item *item);
-/* Hashes data blocks that lie at `data`; all-zero ones are noticed. */
+/* Hashes data blocks that lie at `data`; all-zero ones are noticed. If they are `fresh`, their
+ * entries are still those of zeros, else they are those of the base. */
 int segment_hash(struct plan *plan, struct segment *segment, uint64_t first_block, uint64_t count,
-                 const uint8_t *data, struct error *err);
+                 const uint8_t *data, bool fresh, struct error *err);
+
+/* Gets the base's nodes above a changed block of a segment that is not fresh. If one is not to be
+ * had, *ret_fresh gets the data blocks below it, which are then fresh; else it is empty. */
+struct block_range {
+    uint64_t first, end;
+};
+void segment_open(struct plan *plan, struct segment *segment, uint64_t block,
+                  struct block_range *ret_fresh);
+
 /* Makes the nodes, tells the sink, and gives the digests and the count to the parent. */
 int segment_finish(struct plan *plan, struct segment *segment, struct error *err);
 
@@ -240,6 +298,7 @@ struct run {
     struct segment *segment;
     uint64_t first_block;
     uint64_t blocks;
+    bool fresh; /* see segment_hash() */
     uint8_t *buffer;
     unsigned buffer_index;
     unsigned reads; /* of its pieces, under way */
@@ -281,13 +340,24 @@ void reader_drain(struct reader *reader);
 
 struct build_result {
     uint8_t root[VERITY_DIGEST_MAX];
-    uint64_t zero_blocks;
+    uint64_t zero_blocks; /* UINT64_MAX: not known */
     double seconds;
 };
 
-/* Reads and hashes all data; `sink` may be NULL. */
-int build_run(struct hashtree *tree, const struct node_sink *sink, struct build_result *ret,
-              struct error *err);
+/* Reads and hashes all data, or, with a `base`, what changed since. `base` and `sink` may be NULL.
+ */
+int build_run(struct hashtree *tree, const struct node_base *base, const struct node_sink *sink,
+              struct build_result *ret, struct error *err);
+
+/* --- keep.c --- */
+
+/* Finds the root by the cheapest proof, and keeps the tree. With the lock not held, by one thread.
+ */
+int keep_build(struct hashtree *tree, struct build_result *ret, struct error *err);
+/* Where nodes of the tree whose root is known may be found; or NULL. */
+struct tree_file *keep_file(const struct keep *keep);
+void keep_reason(struct hashtree *tree, const char *reason);
+void keep_free(struct keep *keep);
 
 /* --- nodes.c --- */
 
@@ -297,6 +367,12 @@ int node_store_new(uint64_t cache_size, size_t block_size, struct node_store **r
                    struct error *err);
 void node_store_free(struct node_store *store);
 uint64_t node_store_count(struct node_store *store);
+
+/* A node that is in memory. False if it is not. */
+bool node_store_find(struct node_store *store, unsigned level, uint64_t index, uint8_t *block);
+
+/* Forgets nodes of level 0 that are about to change, or have. */
+void node_store_forget(struct node_store *store, uint64_t first, uint64_t end);
 
 /* A sink that keeps the nodes of level 1 and up. */
 struct node_sink node_store_sink(struct hashtree *tree);

@@ -25,6 +25,7 @@ struct entry {
     struct entry *chain;         /* in the bucket */
     struct entry *newer, *older; /* CACHED: by last use */
     enum entry_state state;
+    bool outdated; /* COMPUTING: what it is made of changed meanwhile */
     unsigned level;
     uint64_t index;
     uint8_t block[];
@@ -153,8 +154,11 @@ static int keep(struct node_store *store, unsigned level, uint64_t index, const 
 
     pthread_mutex_lock(&store->lock);
     struct entry **p = find(store, level, index);
+    if (*p != NULL && (*p)->state == ENTRY_COMPUTING)
+        (*p)->outdated = true;
+    else if (*p != NULL)
+        memcpy((*p)->block, block, store->block_size);
     if (level < store->kept_from || *p != NULL) {
-        /* A failed build before this one may have left it here. */
         free(entry);
     } else {
         entry->chain = NULL;
@@ -319,7 +323,7 @@ static int look_up(struct node_store *store, unsigned level, uint64_t index, uin
 static void settle(struct node_store *store, struct entry *entry, bool good)
 {
     pthread_mutex_lock(&store->lock);
-    if (good) {
+    if (good && !entry->outdated) {
         entry->state = ENTRY_CACHED;
         link_cached(store, entry);
         evict(store);
@@ -333,26 +337,96 @@ static void settle(struct node_store *store, struct entry *entry, bool good)
     pthread_mutex_unlock(&store->lock);
 }
 
-/* Whether a build that is done would have kept this node if it were not constant. */
-static bool kept_level(struct node_store *store, unsigned level)
+bool node_store_find(struct node_store *store, unsigned level, uint64_t index, uint8_t *block)
 {
     pthread_mutex_lock(&store->lock);
-    bool kept = level >= store->kept_from;
+    const struct entry *entry = *find(store, level, index);
+    bool found = entry != NULL && entry->state != ENTRY_COMPUTING;
+    if (found)
+        memcpy(block, entry->block, store->block_size);
     pthread_mutex_unlock(&store->lock);
-    return kept;
+    return found;
+}
+
+/* Removes one, or sees to it that it is not kept once it is computed. */
+static void forget(struct node_store *store, struct entry **p)
+{
+    struct entry *entry = *p;
+
+    if (entry->state == ENTRY_COMPUTING) {
+        entry->outdated = true;
+        return;
+    }
+    *p = entry->chain;
+    if (entry->state == ENTRY_CACHED)
+        unlink_cached(store, entry);
+    else
+        store->kept--;
+    free(entry);
+}
+
+void node_store_forget(struct node_store *store, uint64_t first, uint64_t end)
+{
+    pthread_mutex_lock(&store->lock);
+    if (end - first <= store->bucket_mask) {
+        for (uint64_t index = first; index < end; index++) {
+            struct entry **p = find(store, 0, index);
+            if (*p != NULL)
+                forget(store, p);
+        }
+    } else {
+        for (size_t i = 0; i <= store->bucket_mask; i++)
+            for (struct entry **p = &store->buckets[i]; *p != NULL;) {
+                struct entry *e = *p;
+                if (e->level == 0 && e->index >= first && e->index < end)
+                    forget(store, p);
+                if (*p == e)
+                    p = &e->chain;
+            }
+    }
+    pthread_mutex_unlock(&store->lock);
+}
+
+/*
+ * Finds a node without making it: by the digest that it has in the node above, found likewise. Only
+ * goes up, and waits for nobody: making nodes goes down and does wait, so the two cannot wait for
+ * each other.
+ */
+static bool find_node(struct hashtree *tree, unsigned level, uint64_t index, const uint8_t *root,
+                      uint8_t *block)
+{
+    const struct verity_geometry *g = &tree->geometry;
+    const struct tree_file *file = tree->keep != NULL ? keep_file(tree->keep) : NULL;
+    uint8_t expected[VERITY_DIGEST_MAX];
+
+    if (level + 1 == g->levels) {
+        memcpy(expected, root, g->digest_size);
+    } else {
+        /* The parent's block goes where the node's is wanted: only one of its digests matters. */
+        uint64_t slot = index & ((UINT64_C(1) << g->fanout_bits) - 1);
+        if (!find_node(tree, level + 1, index >> g->fanout_bits, root, block))
+            return false;
+        memcpy(expected, block + slot * g->digest_slot, g->digest_size);
+    }
+    return base_node(tree, file, level, index, expected, block);
 }
 
 static int compute(struct hashtree *tree, unsigned level, uint64_t index, uint8_t *block,
                    struct error *err)
 {
-    atomic_fetch_add_explicit(&tree->nodes_computed, 1, memory_order_relaxed);
-    if (level == 0)
-        return compute_level0(tree, index, block, err);
-    if (kept_level(tree->nodes, level)) {
-        constant_node(tree, level, index, block);
-        return 0;
+    uint8_t root[VERITY_DIGEST_MAX];
+
+    /* Level 0 is made of the data without further ado, unless there is a file to find it in. */
+    if (level > 0 || (tree->keep != NULL && hashtree_root_known(tree))) {
+        int r = hashtree_root(tree, root, err);
+        if (r < 0)
+            return r;
+        if (find_node(tree, level, index, root, block))
+            return 0;
     }
-    return compute_upper(tree, level, index, block, err);
+    atomic_fetch_add_explicit(&tree->nodes_computed, 1, memory_order_relaxed);
+    return level == 0 ? compute_level0(tree, index, block, err)
+                      : compute_upper(tree, level, index, block, err);
 }
 
 int node_get(struct hashtree *tree, unsigned level, uint64_t index, uint8_t *block,

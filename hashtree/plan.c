@@ -9,6 +9,10 @@
  * zeros, so that what the plan skips needs no work at all; a child that is hashed puts its digest
  * over the constant one.
  *
+ * With a base, an older tree, nodes start out as the base's, and the plan goes from change to
+ * change instead of from data to data. A node that the base cannot give is started as if all data
+ * below were zeros, and all data below it counts as changed ("fresh").
+ *
  * A shared node is complete once the plan has moved past it and all its children that were opened
  * are complete: `pending` counts these. Thus at any moment only the path and the nodes above
  * segments in flight are in memory, however large the image.
@@ -46,9 +50,43 @@ static void choose_unit(struct plan *plan)
                                : node_blocks * round_down_to_power_of_two(limit / node_blocks);
 }
 
-static struct shared_node *node_new(const struct hashtree *tree, unsigned level, uint64_t index,
+static uint8_t *node_slot(const struct hashtree *tree, struct shared_node *node, uint64_t child)
+{
+    uint64_t mask = (UINT64_C(1) << tree->geometry.fanout_bits) - 1;
+
+    return node->block + (child & mask) * tree->geometry.digest_slot;
+}
+
+/* What the node holds before anything below it is hashed. */
+static void fill_node(struct plan *plan, struct shared_node *node)
+{
+    const struct hashtree *tree = plan->tree;
+    uint64_t first, end;
+
+    if (node->parent == NULL) {
+        memcpy(node->block,
+               plan->base != NULL ? plan->base->root : constant_child_digest(tree, node->level, 0),
+               tree->geometry.digest_size);
+        return;
+    }
+    verity_geometry_span(&tree->geometry, tree->params.data_blocks, node->level, node->index,
+                         &first, &end);
+    if (plan->base != NULL && first * tree->params.data_block_size >= plan->fresh_end) {
+        if (base_node(tree, plan->base->file, node->level, node->index,
+                      node_slot(tree, node->parent, node->index), node->block))
+            return;
+        /* Nothing below it was handed out yet, so the cursor may go back to its start. */
+        atomic_store_explicit(&plan->distrust, true, memory_order_relaxed);
+        plan->fresh_end = end * tree->params.data_block_size;
+        plan->cursor = first * tree->params.data_block_size;
+    }
+    constant_node(tree, node->level, node->index, node->block);
+}
+
+static struct shared_node *node_new(struct plan *plan, unsigned level, uint64_t index,
                                     struct shared_node *parent)
 {
+    const struct hashtree *tree = plan->tree;
     size_t size =
         level == tree->geometry.levels ? VERITY_DIGEST_MAX : tree->geometry.hash_block_size;
     struct shared_node *node = malloc(sizeof(*node) + size);
@@ -59,26 +97,24 @@ static struct shared_node *node_new(const struct hashtree *tree, unsigned level,
     node->level = level;
     node->index = index;
     atomic_init(&node->pending, 1);
-    if (level == tree->geometry.levels)
-        memcpy(node->block, constant_child_digest(tree, level, 0), tree->geometry.digest_size);
-    else
-        constant_node(tree, level, index, node->block);
+    fill_node(plan, node);
     if (parent != NULL)
         atomic_fetch_add_explicit(&parent->pending, 1, memory_order_relaxed);
     return node;
 }
 
-int plan_init(struct plan *plan, struct hashtree *tree, const struct node_sink *sink,
-              _Atomic bool *stop, struct error *err)
+int plan_init(struct plan *plan, struct hashtree *tree, const struct node_base *base,
+              const struct node_sink *sink, _Atomic bool *stop, struct error *err)
 {
     memset(plan, 0, sizeof(*plan));
     plan->tree = tree;
+    plan->base = base;
     plan->stop = stop;
     if (sink != NULL)
         plan->sink = *sink;
     choose_unit(plan);
     unsigned top = tree->geometry.levels;
-    plan->path[top] = node_new(tree, top, 0, NULL);
+    plan->path[top] = node_new(plan, top, 0, NULL);
     if (plan->path[top] == NULL)
         return error_oom(err);
     pthread_mutex_init(&plan->lock, NULL);
@@ -106,9 +142,8 @@ static int node_complete(struct plan *plan, struct shared_node *node, struct err
         if (r < 0)
             return r;
     }
-    uint64_t slot = node->index & ((UINT64_C(1) << g->fanout_bits) - 1);
     return hasher_hash_blocks(tree->hasher, node->block, g->hash_block_size, 1,
-                              node->parent->block + slot * g->digest_slot, g->digest_size, err);
+                              node_slot(tree, node->parent, node->index), g->digest_size, err);
 }
 
 int node_release(struct plan *plan, struct shared_node *node, struct error *err)
@@ -160,34 +195,43 @@ static void take_constants(struct plan *plan, struct plan_item *ret)
 
 /* The plan has moved on: nodes that are no longer on its path. */
 struct closed_nodes {
-    struct shared_node *nodes[VERITY_LEVELS_MAX];
+    struct shared_node *nodes[2 * VERITY_LEVELS_MAX];
     unsigned count;
 };
 
-/* Makes node `index` of `level` the open one, with its ancestors. NULL when out of memory. */
-static struct shared_node *open_node(struct plan *plan, unsigned level, uint64_t index,
-                                     struct closed_nodes *closed)
-{
-    struct shared_node *open = plan->path[level];
+/*
+ * Makes node `index` of `level` the open one, with its ancestors. Returns 0, or REPLAN when a node
+ * was opened that made data before the cursor fresh, whereupon its children are not opened: others
+ * may come first.
+ */
+enum { REPLAN = 1 };
 
+static int open_node(struct plan *plan, unsigned level, uint64_t index, struct closed_nodes *closed,
+                     struct shared_node **ret, struct error *err)
+{
+    struct shared_node *open = plan->path[level], *parent;
+    uint64_t fresh_end = plan->fresh_end;
+
+    *ret = open;
     if (open != NULL && open->index == index)
-        return open;
-    struct shared_node *parent =
-        open_node(plan, level + 1, index >> plan->tree->geometry.fanout_bits, closed);
-    if (parent == NULL)
-        return NULL;
-    struct shared_node *node = node_new(plan->tree, level, index, parent);
+        return 0;
+    int r =
+        open_node(plan, level + 1, index >> plan->tree->geometry.fanout_bits, closed, &parent, err);
+    if (r != 0)
+        return r;
+    struct shared_node *node = node_new(plan, level, index, parent);
     if (node == NULL)
-        return NULL;
+        return error_oom(err);
     if (open != NULL)
         closed->nodes[closed->count++] = open;
     plan->path[level] = node;
     add_constants(plan, level, index);
     plan->next[level] = index + 1;
-    return node;
+    *ret = node;
+    return plan->fresh_end != fresh_end ? REPLAN : 0;
 }
 
-/* Moves the cursor to the next data. */
+/* Moves the cursor to the next data, or to `end`. */
 static int skip_zeros(struct plan *plan, uint64_t end, struct error *err)
 {
     struct hashtree *tree = plan->tree;
@@ -205,6 +249,25 @@ static int skip_zeros(struct plan *plan, uint64_t end, struct error *err)
     return 0;
 }
 
+/* Moves the cursor to the next bytes that must be hashed, or to the end of the data. */
+static int find_work(struct plan *plan, struct error *err)
+{
+    uint64_t size = tree_data_size(plan->tree);
+
+    if (plan->base == NULL)
+        return skip_zeros(plan, size, err);
+    if (plan->cursor < plan->fresh_end) {
+        int r = skip_zeros(plan, plan->fresh_end, err);
+        if (r < 0 || plan->cursor < plan->fresh_end)
+            return r;
+    }
+    uint64_t start, end;
+    int r = plan->base->changes->next(plan->base->changes->arg, plan->cursor, &start, &end, err);
+    if (r == 0)
+        plan->cursor = min_u64(max_u64(plan->cursor, start), size);
+    return r;
+}
+
 static void end_plan(struct plan *plan)
 {
     const struct verity_geometry *g = &plan->tree->geometry;
@@ -216,35 +279,62 @@ static void end_plan(struct plan *plan)
     }
 }
 
+/* Moves the cursor to the next work, and opens the nodes above it. *ret_parent is NULL if there is
+ * none left. */
+static int open_next(struct plan *plan, struct closed_nodes *closed, uint64_t *ret_first,
+                     struct shared_node **ret_parent, struct error *err)
+{
+    struct hashtree *tree = plan->tree;
+    unsigned bits = tree->geometry.fanout_bits;
+    int r;
+
+    *ret_parent = NULL;
+    do {
+        r = find_work(plan, err);
+        if (r < 0)
+            return r;
+        if (plan->cursor >= tree_data_size(tree) ||
+            atomic_load_explicit(plan->stop, memory_order_relaxed))
+            return 0;
+        uint64_t first =
+            align_down(plan->cursor / tree->params.data_block_size, plan->segment_blocks);
+        uint64_t parent =
+            plan->unit == tree->geometry.levels ? 0 : first >> (bits * plan->unit) >> bits;
+        *ret_first = first;
+        r = open_node(plan, plan->unit, parent, closed, ret_parent, err);
+    } while (r == REPLAN);
+    return r;
+}
+
 static int take_segment(struct plan *plan, struct plan_item *ret, struct closed_nodes *closed,
                         struct error *err)
 {
     struct hashtree *tree = plan->tree;
     uint32_t block_size = tree->params.data_block_size;
     unsigned bits = tree->geometry.fanout_bits;
-    uint64_t end = tree_data_size(tree);
+    struct shared_node *parent;
+    uint64_t first;
 
-    int r = skip_zeros(plan, end, err);
+    int r = open_next(plan, closed, &first, &parent, err);
     if (r < 0)
         return r;
-    if (plan->cursor >= end || atomic_load_explicit(plan->stop, memory_order_relaxed)) {
+    if (parent == NULL) {
         end_plan(plan);
         return 0;
     }
-    uint64_t first = align_down(plan->cursor / block_size, plan->segment_blocks);
     uint64_t after = min_u64(first + plan->segment_blocks, tree->params.data_blocks);
-    uint64_t parent_index =
-        plan->unit == tree->geometry.levels ? 0 : first >> (bits * plan->unit) >> bits;
-    struct shared_node *parent = open_node(plan, plan->unit, parent_index, closed);
-    if (parent == NULL)
-        return error_oom(err);
     atomic_fetch_add_explicit(&parent->pending, 1, memory_order_relaxed);
     for (unsigned level = 0; level < plan->unit; level++) {
         add_constants(plan, level, first >> (bits * (level + 1)));
         plan->next[level] = div_round_up(after, UINT64_C(1) << (bits * (level + 1)));
     }
     *ret = (struct plan_item){
-        .kind = PLAN_SEGMENT, .first_block = first, .end_block = after, .parent = parent};
+        .kind = PLAN_SEGMENT,
+        .first_block = first,
+        .end_block = after,
+        .fresh = plan->base == NULL || first * block_size < plan->fresh_end,
+        .parent = parent,
+    };
     plan->cursor = after * block_size;
     return 0;
 }

@@ -175,8 +175,8 @@ void reader_free(struct reader *reader)
 {
     reader_drain(reader);
     if (reader->uring) {
-        /* The kernel takes a ring apart at leisure. Registered files would stay open until then, and
-         * with them the image's locks and the mount that it lies on, after we are gone. */
+        /* The kernel takes a ring apart at leisure. Registered files would stay open until then,
+         * and with them the image's locks and the mount that it lies on, after we are gone. */
         if (reader->fixed_files)
             io_uring_unregister_files(&reader->ring);
         io_uring_queue_exit(&reader->ring);

@@ -3,8 +3,8 @@
  * A segment: the part of the tree that one worker makes alone. Nothing here is shared with other
  * threads but the parent node, whose slots for this segment are ours.
  *
- * Only nodes with data below them are made ("touched"). They begin as constant nodes; the parent
- * begins as one, too, so that untouched nodes need not be given to it.
+ * Only nodes with data below them are made ("touched"). They begin as constant nodes, or as the
+ * base's; the parent begins as one, too, so that untouched nodes need not be given to it.
  */
 #include <assert.h>
 #include <string.h>
@@ -102,6 +102,9 @@ void segment_start(const struct plan *plan, struct segment *segment, const struc
     segment->mapped = false;
     segment->position = item->first_block * plan->tree->params.data_block_size;
     segment->extent.length = 0;
+    segment->stretch_end = segment->position;
+    segment->fresh_end =
+        item->fresh ? item->end_block * plan->tree->params.data_block_size : segment->position;
     for (unsigned level = 0; level < plan->unit; level++) {
         uint64_t span = UINT64_C(1) << (bits * (level + 1));
         uint64_t first = item->first_block / span;
@@ -165,6 +168,48 @@ static int hash_children(const struct plan *plan, struct segment *segment, unsig
     return 0;
 }
 
+/* The digest of private node (level, index) as the node above has it; with no private nodes, that
+ * of data block `index`. */
+static const uint8_t *expected_digest(const struct plan *plan, const struct segment *segment,
+                                      unsigned level, uint64_t index)
+{
+    const struct verity_geometry *g = &plan->tree->geometry;
+    uint64_t slot = index & ((UINT64_C(1) << g->fanout_bits) - 1);
+    const uint8_t *above;
+
+    if (level + 1 >= plan->unit) {
+        above = segment->parent->block;
+    } else {
+        uint64_t place = (index >> g->fanout_bits) - segment->levels[level + 1].first;
+        above = segment->levels[level + 1].blocks + place * g->hash_block_size;
+    }
+    return above + slot * g->digest_slot;
+}
+
+void segment_open(struct plan *plan, struct segment *segment, uint64_t block,
+                  struct block_range *ret_fresh)
+{
+    const struct verity_geometry *g = &plan->tree->geometry;
+
+    *ret_fresh = (struct block_range){0, 0};
+    for (unsigned level = plan->unit; level-- > 0;) {
+        uint64_t index = block >> (g->fanout_bits * (level + 1));
+        uint64_t place = index - segment->levels[level].first;
+        uint8_t *node = segment->levels[level].blocks + place * g->hash_block_size;
+        if (segment->levels[level].touched[place])
+            continue;
+        segment->levels[level].touched[place] = true;
+        if (base_node(plan->tree, plan->base->file, level, index,
+                      expected_digest(plan, segment, level, index), node))
+            continue;
+        atomic_store_explicit(&plan->distrust, true, memory_order_relaxed);
+        constant_node(plan->tree, level, index, node);
+        verity_geometry_span(g, plan->tree->params.data_blocks, level, index, &ret_fresh->first,
+                             &ret_fresh->end);
+        return;
+    }
+}
+
 struct hash_data {
     const struct plan *plan;
     struct segment *segment;
@@ -181,15 +226,42 @@ static int hash_data(void *arg, uint64_t first, uint64_t count, struct error *er
                          h->data + first * block_size, block_size, err);
 }
 
-int segment_hash(struct plan *plan, struct segment *segment, uint64_t first_block, uint64_t count,
-                 const uint8_t *data, struct error *err)
+/* Puts the digest of zeros in place of the entries of `count` data blocks, and counts those that
+ * had it before. */
+static uint64_t reset_entries(const struct plan *plan, struct segment *segment,
+                              uint64_t first_block, uint64_t count)
 {
-    struct hash_data h = {plan, segment, first_block, data};
+    const struct hashtree *tree = plan->tree;
+    size_t size = tree->geometry.digest_size;
     uint64_t zeros = 0;
 
+    for (uint64_t block = first_block; block < first_block + count; block++) {
+        uint64_t room;
+        uint8_t *slot = child_slot(plan, segment, 0, block, &room);
+        const uint8_t *old = plan->unit > 0 ? slot : expected_digest(plan, segment, 0, block);
+        zeros += memcmp(old, tree->zero_digest, size) == 0;
+        memcpy(slot, tree->zero_digest, size);
+    }
+    if (plan->unit == 0)
+        memset(segment->digests_set + (first_block - segment->first_block), true, count);
+    return zeros;
+}
+
+int segment_hash(struct plan *plan, struct segment *segment, uint64_t first_block, uint64_t count,
+                 const uint8_t *data, bool fresh, struct error *err)
+{
+    struct hash_data h = {plan, segment, first_block, data};
+    uint64_t zeros = 0, zeros_before = 0;
+
+    if (!fresh)
+        zeros_before = reset_entries(plan, segment, first_block, count);
     int r = for_nonzero_blocks(data, plan->tree->params.data_block_size, count, hash_data, &h,
                                &zeros, err);
-    atomic_fetch_add_explicit(&plan->nonzero_blocks, count - zeros, memory_order_relaxed);
+    if (fresh)
+        atomic_fetch_add_explicit(&plan->nonzero_blocks, count - zeros, memory_order_relaxed);
+    else
+        atomic_fetch_add_explicit(&plan->zero_change, (int64_t)zeros - (int64_t)zeros_before,
+                                  memory_order_relaxed);
     return r;
 }
 

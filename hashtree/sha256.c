@@ -166,16 +166,24 @@ int sha256_choose(const char *name, unsigned features, struct sha256_plan *ret, 
 /* --- Layout --- */
 
 /* A salt behind the block, the end of the block before it, and padding: at most 63 + 256 + 9 bytes
- * after a body. Without a body, 63 bytes of salt and 64 + 63 of a block come before those. */
-#define STAGE_CHUNKS 8
-#define STAGE_SIZE (STAGE_CHUNKS * SHA256_CHUNK)
+ * after a body. Without a body, 63 bytes of salt and 64 of a block (or 63 without salt) come before
+ * those. */
+#define LAST_CHUNKS 7
+
+/*
+ * Where one lane's staged chunks are put together: bytes of the first chunk and the last ones. The
+ * block's bytes come by copies of a whole chunk, which compilers turn into a few moves: what is too
+ * much lies in slack behind the first chunk and in front of the last ones.
+ */
+#define STAGE_FIRST 0
+#define STAGE_LAST (3 * SHA256_CHUNK)
+#define STAGE_SIZE (STAGE_LAST + LAST_CHUNKS * SHA256_CHUNK)
 
 struct layout {
-    size_t first;     /* bytes of the block in the first stage chunk; 0 if there is none */
-    size_t body;      /* chunks read in place, from block + first on */
-    size_t last;      /* bytes of the block that come into the last stage chunks */
-    size_t last_at;   /* where in the stage: byte */
-    size_t last_from; /* stage chunk where the run after the body begins */
+    size_t first; /* bytes of the block in the first staged chunk; 0 if there is none */
+    size_t body;  /* chunks read in place, from block + first on */
+    size_t front; /* bytes of salt in the last staged chunks: only without a body */
+    size_t last;  /* bytes of the block after that */
     size_t last_chunks;
 };
 
@@ -184,42 +192,44 @@ static void layout_init(const struct sha256_salt *salt, size_t block_size, struc
     size_t first = salt->front_size > 0 ? SHA256_CHUNK - salt->front_size : 0;
     size_t body = block_size > first ? (block_size - first) / SHA256_CHUNK : 0;
 
-    if (body > 0) {
-        size_t last = (block_size - first) % SHA256_CHUNK;
+    if (body > 0)
         *ret = (struct layout){
-            .first = first,
-            .body = body,
-            .last = last,
-            .last_at = first > 0 ? SHA256_CHUNK : 0,
-            .last_from = first > 0 ? 1 : 0,
-            .last_chunks = div_round_up(last + salt->behind_size + 9, SHA256_CHUNK),
-        };
-    } else {
-        *ret = (struct layout){
-            .last = block_size,
-            .last_at = salt->front_size,
-            .last_chunks =
-                div_round_up(salt->front_size + block_size + salt->behind_size + 9, SHA256_CHUNK),
-        };
-    }
-    assert(ret->last_from + ret->last_chunks <= STAGE_CHUNKS);
+            .first = first, .body = body, .last = (block_size - first) % SHA256_CHUNK};
+    else
+        *ret = (struct layout){.front = salt->front_size, .last = block_size};
+    ret->last_chunks = div_round_up(ret->front + ret->last + salt->behind_size + 9, SHA256_CHUNK);
+    assert(ret->last_chunks <= LAST_CHUNKS);
 }
 
-/* Everything in a stage that is not the block's. */
-static void stage_init(uint8_t *stage, const struct sha256_salt *salt, const struct layout *layout,
-                       size_t block_size)
+/* Everything that is not the block's. */
+static void stage_init(uint8_t stage[static STAGE_SIZE], const struct sha256_salt *salt,
+                       const struct layout *layout, size_t block_size)
 {
-    uint8_t *end = stage + (layout->last_from + layout->last_chunks) * SHA256_CHUNK;
-    uint8_t *behind = stage + layout->last_at + layout->last;
+    uint8_t *end = stage + STAGE_LAST + layout->last_chunks * SHA256_CHUNK;
+    uint8_t *behind = stage + STAGE_LAST + layout->front + layout->last;
     uint64_t bits = 8 * (uint64_t)(salt->taken + salt->front_size + block_size + salt->behind_size);
 
-    memcpy(stage, salt->front, salt->front_size);
+    memcpy(stage + (layout->body > 0 ? STAGE_FIRST : STAGE_LAST), salt->front, salt->front_size);
     memcpy(behind, salt->behind, salt->behind_size);
     behind += salt->behind_size;
     *behind = 0x80;
     memset(behind + 1, 0, (size_t)(end - behind) - 1);
     for (int i = 0; i < 8; i++)
         end[i - 8] = (uint8_t)(bits >> (56 - 8 * i));
+}
+
+/* The block's part. */
+static void stage_block(uint8_t stage[static STAGE_SIZE], const struct layout *layout,
+                        const uint8_t *block, size_t block_size)
+{
+    if (layout->body == 0) {
+        memcpy(stage + STAGE_LAST + layout->front, block, block_size);
+        return;
+    }
+    if (layout->first > 0)
+        memcpy(stage + STAGE_FIRST + SHA256_CHUNK - layout->first, block, SHA256_CHUNK);
+    memcpy(stage + STAGE_LAST + layout->last - SHA256_CHUNK, block + block_size - SHA256_CHUNK,
+           SHA256_CHUNK);
 }
 
 void sha256_salt_init(const struct sha256_plan *plan, enum hasher_salt where, const uint8_t *salt,
@@ -288,11 +298,10 @@ size_t sha256_hash_blocks(const struct sha256_plan *plan, const struct sha256_sa
 
                 if (i == staged)
                     stage_init(stages[staged++], salt, &layout, block_size);
-                memcpy(stages[i] + salt->front_size, block, layout.first);
-                memcpy(stages[i] + layout.last_at, block + block_size - layout.last, layout.last);
-                first[i] = stages[i];
+                stage_block(stages[i], &layout, block, block_size);
+                first[i] = stages[i] + STAGE_FIRST;
                 body[i] = block + layout.first;
-                last[i] = stages[i] + layout.last_from * SHA256_CHUNK;
+                last[i] = stages[i] + STAGE_LAST;
                 out[i] = digests + (done + i) * digest_stride;
             }
             /* Lanes without a block do the last one's work once more. */

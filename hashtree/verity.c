@@ -306,3 +306,11 @@ invalid:
     return error_set(err, EINVAL,
                      "--uuid '%s': not of the form 01234567-89ab-cdef-0123-456789abcdef", text);
 }
+
+bool verity_same_tree(const struct verity_params *a, const struct verity_params *b)
+{
+    return strcmp(a->hash_name, b->hash_name) == 0 && a->hash_type == b->hash_type &&
+           a->data_block_size == b->data_block_size && a->hash_block_size == b->hash_block_size &&
+           a->data_blocks == b->data_blocks && a->salt_size == b->salt_size &&
+           memcmp(a->salt, b->salt, a->salt_size) == 0;
+}

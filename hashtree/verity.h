@@ -42,6 +42,9 @@ struct verity_params {
  * derived UUID; data_blocks 0. */
 void verity_params_init(struct verity_params *params);
 
+/* Whether trees of equal data would be equal: all that matters but where they lie. */
+bool verity_same_tree(const struct verity_params *a, const struct verity_params *b);
+
 struct verity_geometry {
     unsigned levels;
     size_t digest_size;   /* bytes */

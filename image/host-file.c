@@ -155,7 +155,7 @@ int host_file_open(const char *path, bool writable, struct host_file *ret, struc
 
     uint64_t disk_usage = S_ISBLK(st.st_mode) ? size : (uint64_t)st.st_blocks * 512;
     *ret = (struct host_file){
-        .file = {.fd = take_fd(&fd), .path = TAKE_PTR(name), .size = size},
+        .file = {.fd = take_fd(&fd), .path = TAKE_PTR(name), .size = size, .stat = st},
         .device = st.st_dev,
         .inode = st.st_ino,
         .disk_usage = disk_usage,

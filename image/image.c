@@ -241,6 +241,12 @@ const struct image_file *image_file(const struct image *image, size_t index)
     return &image->files[index]->file;
 }
 
+size_t image_first_file(const struct image *image, unsigned depth)
+{
+    assert(depth < image->layer_count);
+    return image->layers[depth]->file;
+}
+
 const struct image_info *image_info(const struct image *image, unsigned depth)
 {
     return depth < image->layer_count ? &image->layers[depth]->info : NULL;
@@ -418,10 +424,12 @@ int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned fl
                 .kind = extent_kind_of(piece.kind),
                 .start = offset,
                 .length = piece.length,
+                .depth = layer->depth,
                 .file = piece.file,
                 .host_offset = piece.host_offset,
             };
-        else if (continues(&extent, &piece))
+        else if (continues(&extent, &piece) &&
+                 ((flags & IMAGE_MAP_LAYERS) == 0 || layer->depth == extent.depth))
             extent.length += piece.length;
         else
             break;

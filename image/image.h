@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "common/error.h"
 
@@ -55,10 +56,14 @@ struct image_file {
     int fd;           /* owned by the image; read it with offsets only */
     const char *path; /* for messages */
     uint64_t size;    /* bytes, when it was opened */
+    struct stat stat; /* when it was opened, before anything was read */
 };
 
 size_t image_file_count(const struct image *image);
 const struct image_file *image_file(const struct image *image, size_t index);
+
+/* The first of the files of the image at `depth` of the chain and those behind it. */
+size_t image_first_file(const struct image *image, unsigned depth);
 
 enum extent_kind {
     EXTENT_ZERO,       /* reads as zeros; nothing to read */
@@ -74,14 +79,17 @@ struct extent {
     enum extent_kind kind;
     uint64_t start;       /* bytes of the virtual disk */
     uint64_t length;      /* bytes, more than 0 */
+    unsigned depth;       /* which image of the chain decided; 0 is the one that was opened. Of the
+                           * first bytes, unless IMAGE_MAP_LAYERS was asked for */
     size_t file;          /* DATA, COMPRESSED: number of the host file */
     uint64_t host_offset; /* DATA: where the byte at `start` is in that file; all `length` bytes lie
                            * within the file's size. COMPRESSED: where the compressed cluster is */
 };
 
 enum {
-    IMAGE_MAP_HOLES = 1 << 0, /* holes of the host files (SEEK_HOLE) count as ZERO, too. Costs
-                               * system calls: for hashing and `map`, not for serving reads */
+    IMAGE_MAP_HOLES = 1 << 0,  /* holes of the host files (SEEK_HOLE) count as ZERO, too. Costs
+                                * system calls: for hashing and `map`, not for serving reads */
+    IMAGE_MAP_LAYERS = 1 << 1, /* an extent ends where another image of the chain decides */
 };
 
 /*

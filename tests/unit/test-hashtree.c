@@ -15,6 +15,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "common/checked.h"
 #include "hashtree/hashtree.h"
@@ -469,6 +470,150 @@ static void test_cancel(void **state)
     teardown(&f);
 }
 
+/* --- Changes --- */
+
+static void change_data(struct fixture *f, int fd)
+{
+    static uint8_t bytes[40000];
+    uint64_t size = f->params.data_blocks * f->params.data_block_size;
+    uint64_t offset = next_random() % size;
+    uint64_t length = min_u64(1 + next_random() % sizeof(bytes), size - offset);
+    uint64_t fill = next_random() % 4;
+
+    for (uint64_t i = 0; i < length; i++)
+        bytes[i] = fill == 0 ? 0 : (uint8_t)next_random();
+    memcpy(f->data + offset, bytes, length);
+    assert_int_equal(pwrite(fd, bytes, length, (off_t)(8192 + offset)), length);
+    hashtree_changed(f->tree, 8192 + offset, length);
+}
+
+/* The image changes under the tree, which is told; everything it says is of the new data. */
+static void test_changes(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t data_block_size, hash_block_size;
+        uint64_t blocks;
+        enum fill fill;
+        uint64_t cache;
+    } shapes[] = {{4096, 4096, 3000, SPARSE, 0},
+                  {512, 512, 20000, DENSE, 0},
+                  {512, 512, 20000, SPARSE, 4096},
+                  {4096, 512, 700, ZEROS, 0},
+                  {512, 65536, 9000, SCATTERED, 0}};
+
+    for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
+        struct verity_params p = make_params("sha256", 1, shapes[s].data_block_size,
+                                             shapes[s].hash_block_size, 32, shapes[s].blocks);
+        struct hashtree_options options = {.threads = 2, .cache_size = shapes[s].cache};
+        struct fixture f;
+        setup(&f, &p, shapes[s].fill, &options);
+        assert_int_equal(hashtree_changing(f.tree, NULL), 0);
+        int fd = open(image_file_path, O_WRONLY | O_CLOEXEC);
+        for (int round = 0; round < 12; round++) {
+            for (uint64_t n = next_random() % 4; n > 0; n--)
+                change_data(&f, fd);
+            free(f.model.device);
+            model_make(&p, f.data, &f.model);
+            if (round % 3 == 1)
+                check_read(&f, 5); /* asks for nodes before the root */
+            check_root(&f);
+            check_read(&f, 5);
+        }
+        struct hashtree_stats stats;
+        hashtree_stats(f.tree, &stats);
+        close(fd);
+        teardown(&f);
+    }
+}
+
+/* --- Tree files --- */
+
+static enum hashtree_method keep_and_check(struct fixture *f, bool rescan, bool lean)
+{
+    struct hashtree_file_options options = {.lean = lean, .rescan = rescan};
+    struct error err = ERROR_INIT;
+
+    hashtree_free(f->tree);
+    image_close(f->image);
+    if (image_open(image_file_path, &(struct image_options){.format = "raw"}, &f->image, &err) <
+            0 ||
+        hashtree_new(f->image, 8192, &f->params, NULL, &f->tree, &err) < 0 ||
+        hashtree_keep(f->tree, &options, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    check_root(f);
+    return hashtree_method(f->tree);
+}
+
+static void test_tree_file(void **state)
+{
+    (void)state;
+    struct verity_params p = make_params("sha256", 1, 512, 512, 32, 9000);
+    char path[sizeof(image_file_path) + 16];
+    struct hashtree_stats stats;
+    struct fixture f;
+
+    snprintf(path, sizeof(path), "%s" TREE_FILE_SUFFIX, image_file_path);
+    setup(&f, &p, SPARSE, NULL);
+    for (int lean = 0; lean < 2; lean++) {
+        assert_int_equal(keep_and_check(&f, true, lean), HASHTREE_FULL);
+        assert_int_equal(keep_and_check(&f, false, lean), HASHTREE_UNCHANGED);
+        hashtree_stats(f.tree, &stats);
+        assert_int_equal(stats.data_bytes_hashed, 0);
+        check_read(&f, 30);
+        hashtree_stats(f.tree, &stats);
+        assert_int_equal(stats.data_bytes_hashed == 0, !lean);
+    }
+
+    /* One bit wrong anywhere in it: never a wrong root, never a wrong node. */
+    assert_int_equal(keep_and_check(&f, true, false), HASHTREE_FULL);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    uint64_t size = (uint64_t)lseek(fd, 0, SEEK_END);
+    for (int i = 0; i < 24; i++) {
+        uint64_t offset = next_random() % (i < 8 ? 32768 : size);
+        flip(fd, offset);
+        keep_and_check(&f, false, false);
+        check_read(&f, 3);
+        close(fd);
+        fd = open(path, O_RDWR | O_CLOEXEC);
+        assert_int_equal(keep_and_check(&f, true, false), HASHTREE_FULL);
+        close(fd);
+        fd = open(path, O_RDWR | O_CLOEXEC);
+    }
+    /* Cut short anywhere. */
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(ftruncate(fd, (off_t)(next_random() % size)), 0);
+        keep_and_check(&f, false, false);
+        check_read(&f, 3);
+        keep_and_check(&f, true, false);
+        close(fd);
+        fd = open(path, O_RDWR | O_CLOEXEC);
+    }
+    close(fd);
+
+    /* Written to with the old times put back: ctime tells. */
+    struct stat st;
+    int image_fd = open(image_file_path, O_RDWR | O_CLOEXEC);
+    assert_int_equal(fstat(image_fd, &st), 0);
+    f.data[5000] ^= 1;
+    assert_int_equal(pwrite(image_fd, f.data + 5000, 1, 8192 + 5000), 1);
+    assert_int_equal(futimens(image_fd, (struct timespec[]){st.st_atim, st.st_mtim}), 0);
+    close(image_fd);
+    free(f.model.device);
+    model_make(&p, f.data, &f.model);
+    assert_int_equal(keep_and_check(&f, false, false), HASHTREE_FULL);
+
+    /* Other parameters: not the same tree. */
+    f.params.salt[0] ^= 1;
+    free(f.model.device);
+    model_make(&f.params, f.data, &f.model);
+    assert_int_equal(keep_and_check(&f, false, false), HASHTREE_FULL);
+    assert_int_equal(keep_and_check(&f, false, false), HASHTREE_UNCHANGED);
+    teardown(&f);
+    unlink(path);
+}
+
 static int make_directory(void **state)
 {
     (void)state;
@@ -491,7 +636,8 @@ int main(void)
         cmocka_unit_test(test_geometries), cmocka_unit_test(test_large),
         cmocka_unit_test(test_figures),    cmocka_unit_test(test_concurrent_readers),
         cmocka_unit_test(test_verify),     cmocka_unit_test(test_truncated),
-        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_cancel),     cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_tree_file),
     };
 
     return cmocka_run_group_tests(tests, make_directory, remove_directory);

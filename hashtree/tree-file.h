@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "common/error.h"
+#include "hashtree/verity.h"
+
+/*
+ * The tree file: nodes of one tree, kept between runs. Its layout is told in docs/tree-file.md.
+ *
+ * It is a cache that nobody needs to trust. Its header is believed if its checksum is right;
+ * whether it speaks of today's image is for the caller to judge by what the header says of the
+ * image's files. A node is believed only if it has the digest that its parent, believed before,
+ * holds.
+ */
+
+#define TREE_FILE_VERSION 1
+#define TREE_FILE_FILES_MAX 128 /* host files of an image: as many as image/ opens */
+#define TREE_FILE_VIEW_MAX 256  /* bytes, with the NUL */
+#define TREE_FILE_BASE_MAX 1024 /* bytes, with the NUL */
+#define TREE_FILE_CANARIES_MAX 16
+
+/* What tells a host file, and its contents, from others. */
+struct tree_file_identity {
+    uint64_t device, inode;
+    uint64_t size; /* bytes */
+    struct timespec mtime, ctime;
+};
+
+struct tree_header {
+    uint64_t generation; /* of two header slots the one that counts more is the file's */
+    bool lean;           /* level 0 is not kept */
+
+    /* The tree. */
+    struct verity_params params; /* hash_offset, superblock and UUID have no say in it */
+    uint64_t start;              /* bytes of the image before the data */
+    uint8_t root[VERITY_DIGEST_MAX];
+    uint64_t zero_blocks; /* UINT64_MAX: not known */
+
+    /* The image it was made of. */
+    char view[TREE_FILE_VIEW_MAX]; /* which of an image's faces: format and snapshot */
+    struct timespec recorded;      /* when reading began, after the identities were taken */
+    uint32_t file_count;
+    struct tree_file_identity files[TREE_FILE_FILES_MAX];
+
+    /* Another tree file that holds nodes which are not here: an overlay's base. Or "". */
+    char base[TREE_FILE_BASE_MAX];
+
+    /* Change tracking (docs/change-tracking.md): what tells the bitmap that has recorded all
+     * changes since from any other. */
+    uint64_t granularity; /* bytes; 0: changes were not tracked when this was written */
+    uint8_t bitmap_generation[16];
+    uint32_t canary_count;
+    uint64_t canaries[TREE_FILE_CANARIES_MAX]; /* numbers of granules that were set on purpose */
+};
+
+struct tree_file;
+
+/*
+ * Opens the tree file at `path` for reading, with those below it. -ENOENT: there is none; -EINVAL:
+ * it is not one, is damaged, or of another version. *ret is freed with tree_file_close().
+ */
+int tree_file_open(const char *path, struct tree_file **ret, struct error *err);
+void tree_file_close(struct tree_file *file);
+DEFINE_CLEANUP(struct tree_file, tree_file_close);
+#define _cleanup_tree_file_ _cleanup_(tree_file_close_cleanup)
+
+const struct tree_header *tree_file_header(const struct tree_file *file);
+const char *tree_file_path(const struct tree_file *file);
+
+/* Bytes that it takes on disk, without those below it. */
+uint64_t tree_file_usage(const struct tree_file *file);
+
+/* The file below, or NULL. */
+struct tree_file *tree_file_below(const struct tree_file *file);
+
+/* Reads the bytes that stand for a node, geometry->hash_block_size of them, from this file alone.
+ * False if there are none; that they are the node's is for the caller to check. */
+bool tree_file_read(const struct tree_file *file, unsigned level, uint64_t index, uint8_t *block);
+
+/* --- Writing --- */
+
+struct tree_writer;
+
+/* A new file that takes the place of the one at `path` when it is committed. */
+int tree_writer_new(const char *path, const struct tree_header *header, struct tree_writer **ret,
+                    struct error *err);
+
+/* Changes `file` in place. -EBUSY: another process does. */
+int tree_writer_update(const struct tree_file *file, const struct tree_header *header,
+                       struct tree_writer **ret, struct error *err);
+
+/* Gives up what was not committed. */
+void tree_writer_free(struct tree_writer *writer);
+DEFINE_CLEANUP(struct tree_writer, tree_writer_free);
+
+/* Writes nodes; from any number of threads at once. */
+int tree_writer_nodes(struct tree_writer *writer, unsigned level, uint64_t first, uint64_t count,
+                      const uint8_t *blocks, struct error *err);
+
+/* Writes the header, from where on readers believe the file. With `durable`, everything is on disk
+ * when it returns. May be called again with another header. */
+int tree_writer_commit(struct tree_writer *writer, const struct tree_header *header, bool durable,
+                       struct error *err);
