@@ -38,7 +38,7 @@ struct l2_set {
     _Alignas(64) _Atomic uint64_t keys[WAYS]; /* 0: empty */
     _Atomic uint32_t sequences[WAYS];
     _Atomic uint8_t used[WAYS];
-    _Atomic(_Atomic uint64_t *) words[WAYS]; /* L2_SLICE_WORDS_MAX each */
+    _Atomic(_Atomic uint64_t *) words[WAYS]; /* as in the file; L2_SLICE_WORDS_MAX each */
     pthread_mutex_t fill_lock;
     unsigned hand; /* under fill_lock: the next slot that may be filled over */
 };
@@ -87,7 +87,7 @@ static bool lookup(struct l2_set *set, uint64_t key, size_t first, size_t count,
             continue;
         const _Atomic uint64_t *slot = atomic_load_explicit(&set->words[way], memory_order_acquire);
         for (size_t i = 0; i < count; i++)
-            words[i] = atomic_load_explicit(&slot[first + i], memory_order_acquire);
+            words[i] = be64toh(atomic_load_explicit(&slot[first + i], memory_order_acquire));
         if (atomic_load_explicit(&set->sequences[way], memory_order_relaxed) != sequence)
             continue;
         /* Only when it is not marked already, or every hit would take the line from the others. */
@@ -156,9 +156,8 @@ int l2_cache_read(struct l2_cache *cache, unsigned owner, const struct image_fil
     int r = io_read_at(file->fd, file->path, slice, slice_bytes, offset, err);
     if (r < 0)
         return r;
-    for (size_t i = 0; i < slice_bytes / 8; i++)
-        slice[i] = be64toh(slice[i]);
     insert(set, key, slice, slice_bytes / 8);
-    memcpy(words, slice + first, count * 8);
+    for (size_t i = 0; i < count; i++)
+        words[i] = be64toh(slice[first + i]);
     return 0;
 }

@@ -4,7 +4,7 @@
  *
  * A disk offset is looked up in two steps: the L1 table, which is in memory as far as the disk
  * reaches, gives the L2 table; its entry, from the cache of L2 slices, gives the cluster. map()
- * looks at no more than one L2 slice, or at one run of empty L1 entries, which is how half a
+ * looks at a part of one L2 slice, or at one run of empty L1 entries, which is how half a
  * terabyte that is not allocated costs next to nothing.
  *
  * AES-encrypted images are looked up here as well; only the bytes of their allocated clusters come
@@ -29,6 +29,7 @@
 enum {
     FIRST_READ = 64 << 10, /* bytes of the first cluster that are read at once */
     L1_SCAN_MAX = 16384,   /* empty L1 entries that one map() looks at */
+    L2_SCAN_MAX = 128,     /* L2 entries, copied out of the cache at once */
 };
 
 struct qcow2 {
@@ -77,16 +78,57 @@ static enum piece_kind piece_kind_of(const struct qcow2 *q, enum qcow2_kind kind
     return PIECE_UNALLOCATED;
 }
 
+/*
+ * How many entries behind the first go on with what it says, which is in order. Only what can be
+ * seen by comparing words: it is for the long runs, most of an image, and may stop too early.
+ */
+static size_t count_alike(const struct qcow2_geometry *g, const uint64_t *entries, size_t count,
+                          const struct qcow2_run *run, uint64_t offset)
+{
+    uint64_t cluster_size = (uint64_t)1 << g->cluster_bits;
+    uint64_t word = entries[0], step = 0;
+    size_t n = 1;
+
+    if (run->kind == QCOW2_DATA) {
+        uint64_t host = run->host_offset - (offset & (cluster_size - 1));
+        uint64_t limit = min_u64(g->data_size, QCOW2_HOST_OFFSET_LIMIT);
+
+        count = (size_t)min_u64(count, (limit - host) >> g->cluster_bits);
+        step = cluster_size;
+    } else if ((word & ~QCOW2_L2_ZERO) != 0) {
+        return 0;
+    }
+    if (g->entry_words == 1) {
+        while (n < count && entries[n] == (word += step))
+            n++;
+    } else {
+        /* All subclusters must be of that one kind. */
+        uint64_t bitmap = run->kind == QCOW2_DATA   ? UINT32_MAX
+                          : run->kind == QCOW2_ZERO ? (uint64_t)UINT32_MAX << 32
+                                                    : 0;
+        if (entries[1] != bitmap)
+            return 0;
+        while (n < count && entries[2 * n] == (word += step) && entries[2 * n + 1] == bitmap)
+            n++;
+    }
+    return n - 1;
+}
+
 /* The longest run of one kind at `offset`, from its entry and those that follow it. */
 static int scan_entries(const struct qcow2_geometry *g, const uint64_t *entries, size_t count,
                         uint64_t offset, uint64_t length, struct qcow2_run *ret, struct error *err)
 {
     struct qcow2_run run, next;
+    uint64_t alike;
     int r;
 
     r = qcow2_entry_decode(g, entries, offset, &run, err);
     if (r < 0)
         return r;
+    if (run.length < length && run.kind != QCOW2_COMPRESSED) {
+        alike = count_alike(g, entries, count, &run, offset);
+        run.length += alike << g->cluster_bits;
+    }
     while (run.length < length && run.kind != QCOW2_COMPRESSED) {
         uint64_t at = offset + run.length;
         size_t index = (size_t)((at >> g->cluster_bits) - (offset >> g->cluster_bits));
@@ -109,7 +151,7 @@ static int qcow2_map(struct layer *layer, uint64_t offset, uint64_t length, stru
 {
     const struct qcow2 *q = layer->state;
     const struct qcow2_geometry *g = &q->geometry;
-    uint64_t words[L2_SLICE_WORDS_MAX];
+    uint64_t words[2 * L2_SCAN_MAX];
     size_t l1_index = (size_t)(offset >> q->l1_shift);
     struct qcow2_run run;
     int r;
@@ -126,6 +168,7 @@ static int qcow2_map(struct layer *layer, uint64_t offset, uint64_t length, stru
     uint64_t count =
         min_u64(slice_entries - first,
                 (in_cluster + length + ((uint64_t)1 << g->cluster_bits) - 1) >> g->cluster_bits);
+    count = min_u64(count, L2_SCAN_MAX);
     r = l2_cache_read(layer->image->l2_cache, layer->depth, &layer_file(layer)->file,
                       table + (entry >> q->slice_entry_shift) * q->slice_bytes, q->slice_bytes,
                       (size_t)first * g->entry_words, (size_t)count * g->entry_words, words, err);
