@@ -6,7 +6,8 @@
  *     image-check [options] IMAGE          only prints the extents
  *
  * Options: --format F, --snapshot S, --password-file F, --force, --threads N, --random N (ranges
- * each thread reads), --seed N, --holes (extents with holes).
+ * each thread reads), --seed N, --holes (extents with holes), --hold (only opens the image, says
+ * so, and keeps it open until standard input ends).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -242,6 +243,7 @@ int main(int argc, char **argv)
         {"random", required_argument, NULL, 'r'},
         {"seed", required_argument, NULL, 'S'},
         {"holes", no_argument, NULL, 'h'},
+        {"hold", no_argument, NULL, 'H'},
         {NULL, 0, NULL, 0},
     };
     struct image_options image_options = {0};
@@ -249,6 +251,7 @@ int main(int argc, char **argv)
     _cleanup_image_ struct image *image = NULL;
     struct check check = {.ranges = 200};
     unsigned threads = 4, flags = 0;
+    bool hold = false;
     uint64_t seed = 1;
     int c;
 
@@ -278,6 +281,9 @@ int main(int argc, char **argv)
         case 'h':
             flags = IMAGE_MAP_HOLES;
             break;
+        case 'H':
+            hold = true;
+            break;
         default:
             return 2;
         }
@@ -286,6 +292,13 @@ int main(int argc, char **argv)
         return 2;
     if (image_open(argv[optind], &image_options, &image, &err) < 0)
         return report_error("image_open", &err);
+    if (hold) {
+        puts("open");
+        fflush(stdout);
+        while (getchar() != EOF)
+            ;
+        return 0;
+    }
     if (argc - optind == 1)
         return print_extents(image, flags);
     check.image = image;

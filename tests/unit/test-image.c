@@ -330,7 +330,7 @@ static void test_holes(void **state)
 
     assert_int_equal(truncate("holes", 5 << 20), 0);
     assert_int_equal(image_read(image, 6 << 20, &byte, 1, &err), -ENODATA);
-    assert_non_null(strstr(error_message(&err), "holes: the file ends at offset"));
+    assert_non_null(strstr(error_message(&err), "holes: the file ends "));
     assert_int_equal(image_map(image, 6 << 20, 1 << 20, IMAGE_MAP_HOLES, &extent, &err), -ENODATA);
     assert_non_null(strstr(error_message(&err), "holes: the file became shorter"));
     image_close(image);

@@ -275,6 +275,46 @@ static void test_descriptors(void **state)
     }
 }
 
+/* --- The cache --- */
+
+/* Two layers with other clusters at the same place of their files. */
+static void test_layers(void **state)
+{
+    (void)state;
+    _cleanup_error_ struct error err = ERROR_INIT;
+    _cleanup_image_ struct image *image = NULL;
+    uint8_t *plain = make_plain(2 * CLUSTER, 11), part[100];
+
+    for (unsigned i = 0; i < 2; i++) {
+        /* A stored block, so that both have the same length. */
+        uint8_t stream[5 + CLUSTER] = {1, CLUSTER & 0xff, CLUSTER >> 8, (uint8_t) ~(CLUSTER & 0xff),
+                                       (uint8_t) ~(CLUSTER >> 8)};
+        struct maker m;
+
+        memcpy(stream + 5, plain + i * CLUSTER, CLUSTER);
+        maker_start(&m, 3, BITS, false, 2 * CLUSTER);
+        if (i == 0) {
+            put64(&m, 8, 1000);
+            put32(&m, 16, 4);
+            memcpy(m.bytes + 1000, "base", 4);
+        }
+        uint64_t entry = maker_l2_entry(&m, i * CLUSTER);
+        uint64_t at = maker_allocate(&m, sizeof(stream));
+        memcpy(m.bytes + at, stream, sizeof(stream));
+        put64(&m, entry, descriptor(BITS, at, sizeof(stream)));
+        maker_write(&m, i == 0 ? "a" : "base");
+        maker_free(&m);
+    }
+    assert_int_equal(image_open("a", NULL, &image, &err), 0);
+    for (unsigned i = 0; i < 4; i++) {
+        size_t offset = i % 2 * CLUSTER + i * 100;
+        assert_int_equal(image_read(image, offset, part, sizeof(part), &err), 0);
+        assert_memory_equal(part, plain + offset, sizeof(part));
+    }
+    unlink("base");
+    free(plain);
+}
+
 /* --- Many readers at once --- */
 
 enum { THREADS = 8, MANY_CLUSTERS = 300 };
@@ -348,7 +388,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cluster_sizes), cmocka_unit_test(test_zlib_streams),
         cmocka_unit_test(test_zstd_streams),  cmocka_unit_test(test_descriptors),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_layers),        cmocka_unit_test(test_threads),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
