@@ -309,6 +309,10 @@ static int check_options(const struct boot *boot, struct error *err)
         return cli_usage_error(err, "boot: --kernel FILE is missing");
     if (boot->no_verity && boot->dm_init)
         return cli_usage_error(err, "boot: --dm-init and --no-verity exclude each other");
+    /* It would get away from us. */
+    for (size_t i = 0; i < boot->extra_count; i++)
+        if (strcmp(boot->extra[i], "-daemonize") == 0 || strcmp(boot->extra[i], "--daemonize") == 0)
+            return cli_usage_error(err, "boot: QEMU cannot be run with -daemonize here");
     int r = check_readable("--kernel", boot->kernel, err);
     if (r == 0)
         r = check_readable("--initrd", boot->initrd, err);

@@ -19,7 +19,8 @@
  * verdict; from then on the loop only waits for QEMU's end, which qemu_stop() brings about within
  * seconds whatever state QEMU is in.
  *
- * If this process dies, the kernel kills QEMU (qemu.c) and the serving process unmounts (serve.c).
+ * If this process dies, the kernel kills QEMU (qemu.c), and the serving process unmounts and kills
+ * what else belongs to QEMU (serve.c).
  */
 
 /* A prompt without a newline counts as a line's end when nothing follows for so long. */
@@ -56,8 +57,10 @@ static void run_clear(struct run *run)
      * die of SIGKILL, it waits for a read that the serving process does not answer. */
     if (run->qemu != NULL && qemu_end(run->qemu) == QEMU_RUNNING && run->killed_deadline != 0)
         serve_kill(run->serve);
-    if (run->qemu != NULL)
+    if (run->qemu != NULL) {
         qemu_free(run->qemu);
+        serve_guard(run->serve, 0);
+    }
     if (run->serve != NULL)
         serve_free(run->serve);
     sink_clear(&run->out);
@@ -375,6 +378,7 @@ static int run_guest(struct run *run, struct error *err)
     r = qemu_spawn(&argv, &handlers, &run->qemu, err);
     if (r < 0)
         return r;
+    serve_guard(run->serve, qemu_pid(run->qemu));
     if (session->timeout != 0)
         run->deadline = clock_ms() + (int64_t)session->timeout * 1000;
     if (session->until_text == NULL)

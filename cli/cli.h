@@ -81,8 +81,8 @@ struct cli_command {
                struct error *err);
 };
 
-extern const struct cli_command cmd_info, cmd_map, cmd_read, cmd_hash, cmd_verify, cmd_mount,
-    cmd_boot, cmd_track;
+extern const struct cli_command cmd_boot, cmd_diff, cmd_hash, cmd_info, cmd_map, cmd_mount,
+    cmd_read, cmd_track, cmd_update, cmd_verify;
 
 /* --- What commands have in common --- */
 
@@ -139,3 +139,10 @@ int cli_meter_start(const struct cli_options *options, const char *what,
  * root hash, table, dm_mod_create, method, counts. Computes the root. New reference. */
 int cli_hash_json(const struct cli_target *target, struct hashtree *tree, json_t **ret,
                   struct error *err);
+
+/* Prints the result of hashing: veritysetup's lines or JSON. `written` is the file that the hash
+ * device was written to, or NULL; `tracking` is what update tells besides ("on", "off"), or NULL.
+ */
+int cli_hash_print(const struct cli_options *options, const struct cli_target *target,
+                   const char *written, struct hashtree *tree, const char *tracking,
+                   struct error *err);

@@ -193,57 +193,6 @@ static int write_hash_device(const char *path, const struct cli_target *target,
 
 /* --- The command --- */
 
-/* The lines of `veritysetup format`, the root hash last. */
-static int print_text(const char *name, struct hashtree *tree, struct error *err)
-{
-    const struct verity_params *params = hashtree_params(tree);
-    const struct verity_geometry *geometry = hashtree_geometry(tree);
-    char root_hex[2 * VERITY_DIGEST_MAX + 1], salt[2 * VERITY_SALT_MAX + 1] = "-";
-    char uuid_text[VERITY_UUID_TEXT_SIZE] = "";
-    uint8_t root[VERITY_DIGEST_MAX], uuid[16];
-    uint64_t hash_blocks = 0;
-
-    int r = hashtree_root(tree, root, err);
-    if (r < 0)
-        return r;
-    if (params->superblock) {
-        r = hashtree_uuid(tree, uuid, err);
-        if (r < 0)
-            return r;
-        verity_uuid_format(uuid, uuid_text);
-    }
-    for (unsigned level = 0; level < geometry->levels; level++)
-        hash_blocks += geometry->level_blocks[level];
-    hex_encode(root, geometry->digest_size, root_hex);
-    if (params->salt_size > 0)
-        hex_encode(params->salt, params->salt_size, salt);
-    printf("VERITY header information for %s\n", name);
-    printf("UUID:            \t%s\n", uuid_text);
-    printf("Hash type:       \t%u\n", params->hash_type);
-    printf("Data blocks:     \t%" PRIu64 "\n", params->data_blocks);
-    printf("Data block size: \t%" PRIu32 "\n", params->data_block_size);
-    printf("Hash blocks:     \t%" PRIu64 "\n", hash_blocks);
-    printf("Hash block size: \t%" PRIu32 "\n", params->hash_block_size);
-    printf("Hash algorithm:  \t%s\n", params->hash_name);
-    printf("Salt:            \t%s\n", salt);
-    printf("Hash device size: \t%" PRIu64 " [bytes]\n", geometry->device_size);
-    printf("Root hash:      \t%s\n", root_hex);
-    return 0;
-}
-
-static int print_result(const struct cli_options *options, const struct cli_target *target,
-                        const char *written, struct hashtree *tree, struct error *err)
-{
-    _cleanup_json_ json_t *json = NULL;
-
-    if (!options->json)
-        return print_text(written != NULL ? written : image_path(target->image), tree, err);
-    int r = cli_hash_json(target, tree, &json, err);
-    if (r < 0)
-        return r;
-    return json_print(json, err);
-}
-
 static int compute(const struct cli_options *options, const struct cli_target *target,
                    const char *write, struct hashtree *tree, struct error *err)
 {
@@ -275,7 +224,7 @@ static int hash_run(const struct cli_options *options, int argc, char **argv, vo
     r = compute(options, &target, context->write, tree, err);
     if (r < 0)
         return r;
-    return print_result(options, &target, context->write, tree, err);
+    return cli_hash_print(options, &target, context->write, tree, NULL, err);
 }
 
 const struct cli_command cmd_hash = {

@@ -2,7 +2,6 @@
 #include "cli/serve.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
@@ -23,7 +22,7 @@
  * under threads that may be stuck in a file on a dead network file system.
  *
  * A report is one packet: a byte that tells the kind, then text. An error has its code in front of
- * the text.
+ * the text. What the parent sends is the process group of serve_guard().
  */
 
 #define REPORT_MOUNTED 'M'
@@ -117,11 +116,14 @@ static void clean_up(const char *directory, const char *socket_path)
 static void *watch_parent(void *arg)
 {
     struct child *child = arg;
-    struct pollfd pollfd = {.fd = child->socket, .events = POLLIN};
+    pid_t group = 0, message;
+    ssize_t n;
 
-    /* The parent sends nothing. */
-    while (poll(&pollfd, 1, -1) <= 0)
-        ;
+    while ((n = recv(child->socket, &message, sizeof(message), 0)) > 0 || (n < 0 && errno == EINTR))
+        if (n == sizeof(message))
+            group = message;
+    if (group > 0)
+        (void)kill(-group, SIGKILL);
     hashtree_cancel(child->tree);
     fs_stop(child->fs);
     (void)sleep(CHILD_STOP_SECONDS);
@@ -276,6 +278,12 @@ static bool reap_within(struct serve *serve, int ms)
             (void)nanosleep(&pause, NULL);
     }
     return true;
+}
+
+void serve_guard(struct serve *serve, pid_t group)
+{
+    /* A child that is gone is noticed elsewhere. */
+    (void)send(serve->socket, &group, sizeof(group), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 void serve_kill(struct serve *serve)

@@ -34,6 +34,13 @@ int serve_start(const struct serve_options *options, struct serve **ret, struct 
 void serve_free(struct serve *serve);
 DEFINE_CLEANUP(struct serve, serve_free);
 
+/*
+ * Names a process group that the child is to kill should the parent die; 0: none any more. The
+ * kernel kills QEMU then already, but not what a wrapper script started, nor a QEMU that has
+ * changed its user.
+ */
+void serve_guard(struct serve *serve, pid_t group);
+
 /* Kills the child without letting it unmount, which serve_free() then does; for when whoever reads
  * from the mount hangs on it. */
 void serve_kill(struct serve *serve);

