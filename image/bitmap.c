@@ -64,6 +64,9 @@ int image_bitmap_check_image(const struct image *image, struct error *err)
                          "%s: a bitmap tells changes of the disk's current state, not of a "
                          "snapshot",
                          path);
+    if (image->writable)
+        return error_set(err, ENOTSUP, "%s: it is open for writing, and no bitmap tells of that",
+                         path);
     return 0;
 }
 

@@ -27,7 +27,7 @@
 struct image_bitmap_bits;
 
 /* -ENOTSUP, with the reason, if changes of this image cannot be tracked: not qcow2 version 3,
- * encrypted, with an external data file, or opened at a snapshot. */
+ * encrypted, with an external data file, opened at a snapshot or for writing. */
 int image_bitmap_check_image(const struct image *image, struct error *err);
 
 /*
