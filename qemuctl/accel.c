@@ -105,12 +105,13 @@ static void lay_out_memory(uint8_t *memory, uint32_t loops)
     idt[2 * ACCEL_GUEST_VECTOR] = handler | UINT64_C(0x18) << 16 | UINT64_C(0x8e00) << 32;
 }
 
+#define CPUID_ENTRIES 256
+
+/* The child leaves by _exit(): nothing is freed. */
 static int create_vcpu(int kvm, int vm, int out)
 {
-    struct {
-        struct kvm_cpuid2 header;
-        struct kvm_cpuid_entry2 entries[256];
-    } cpuid = {.header.nent = 256};
+    struct kvm_cpuid2 *cpuid =
+        calloc(1, sizeof(*cpuid) + CPUID_ENTRIES * sizeof(cpuid->entries[0]));
     struct kvm_sregs sregs;
     const struct kvm_regs regs = {.rip = ACCEL_GUEST_CODE, .rflags = 0x2};
 
@@ -118,9 +119,12 @@ static int create_vcpu(int kvm, int vm, int out)
     if (vcpu < 0)
         child_fail(out, CALL_CREATE_VCPU);
     /* Without CPUID there is no long mode. */
-    if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid) < 0)
+    if (cpuid == NULL)
         child_fail(out, CALL_SUPPORTED_CPUID);
-    if (ioctl(vcpu, KVM_SET_CPUID2, &cpuid) < 0)
+    cpuid->nent = CPUID_ENTRIES;
+    if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid) < 0)
+        child_fail(out, CALL_SUPPORTED_CPUID);
+    if (ioctl(vcpu, KVM_SET_CPUID2, cpuid) < 0)
         child_fail(out, CALL_SET_CPUID);
     if (ioctl(vcpu, KVM_GET_SREGS, &sregs) < 0)
         child_fail(out, CALL_GET_SREGS);

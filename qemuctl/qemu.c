@@ -278,11 +278,23 @@ int qemu_spawn(const struct argv *argv, const struct qemu_handlers *handlers, st
 
 /* --- The end --- */
 
+/* Whether the process is gone. What it may have left in its process group (helpers, or the QEMU
+ * proper if the program is a script that did not exec it) goes with it; while the process is a
+ * zombie, nobody else can get its number. */
 static bool try_reap(struct qemu *qemu)
 {
-    if (!qemu->reaped && qemu->pid > 0 && waitpid(qemu->pid, &qemu->status, WNOHANG) != 0)
-        qemu->reaped = true;
-    return qemu->reaped || qemu->pid <= 0;
+    siginfo_t info = {0};
+
+    if (qemu->reaped || qemu->pid <= 0)
+        return true;
+    if (waitid(P_PID, (id_t)qemu->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0) {
+        if (info.si_pid == 0)
+            return false;
+        (void)kill(-qemu->pid, SIGKILL);
+        (void)waitpid(qemu->pid, &qemu->status, 0);
+    }
+    qemu->reaped = true;
+    return true;
 }
 
 void qemu_free(struct qemu *qemu)
@@ -291,7 +303,7 @@ void qemu_free(struct qemu *qemu)
 
     if (!try_reap(qemu)) {
         const int64_t deadline = clock_ms() + REAP_MS;
-        (void)kill(qemu->pid, SIGKILL);
+        (void)kill(-qemu->pid, SIGKILL);
         while (!try_reap(qemu) && clock_ms() < deadline)
             (void)nanosleep(&pause, NULL);
     }
@@ -483,7 +495,7 @@ static void tell_to_quit(struct qemu *qemu)
         return;
     }
     /* A QEMU that has not come to speak yet. */
-    (void)kill(qemu->pid, SIGTERM);
+    (void)kill(-qemu->pid, SIGTERM);
 }
 
 void qemu_kill(struct qemu *qemu)
@@ -493,7 +505,7 @@ void qemu_kill(struct qemu *qemu)
     qemu->stop = STOP_KILL;
     set_timer(qemu, 0);
     if (!try_reap(qemu))
-        (void)kill(qemu->pid, SIGKILL);
+        (void)kill(-qemu->pid, SIGKILL);
 }
 
 void qemu_stop(struct qemu *qemu, unsigned powerdown_ms)

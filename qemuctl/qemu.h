@@ -53,6 +53,7 @@ int qemu_spawn(const struct argv *argv, const struct qemu_handlers *handlers, st
 void qemu_free(struct qemu *qemu);
 DEFINE_CLEANUP(struct qemu, qemu_free);
 
+/* The process's id, which is also its process group's and its session's. */
 pid_t qemu_pid(const struct qemu *qemu);
 
 /* Readable when there is something to dispatch. */

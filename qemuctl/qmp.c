@@ -122,8 +122,8 @@ static int queue(struct qmp *qmp, struct buffer *where, const char *command, jso
     _cleanup_free_ struct pending *pending = NULL;
     _cleanup_free_ char *text = NULL;
 
-    if (arguments != NULL)
-        object = json_pack("{s:s, s:O}", "execute", command, "arguments", arguments);
+    if (owned != NULL)
+        object = json_pack("{s:s, s:O}", "execute", command, "arguments", owned);
     else
         object = json_pack("{s:s}", "execute", command);
     if (object != NULL)

@@ -43,6 +43,18 @@ kill -KILL "$pid"
 ok "qverity is gone" ends 137 ''
 ok "nothing is left" clean
 
+# A wrapper that QEMU's death signal does not get beyond.
+printf '#!/bin/sh\n"%s" "$@"\nexit $?\n' "$QVERITY_QEMU" >wrapper
+chmod +x wrapper
+for signal in KILL INT; do
+    guest 'say up\n' "wait"
+    QVERITY_QEMU=$T/wrapper start
+    ok "QEMU in a script, SIG$signal: the guest is up" await up out
+    kill -$signal "$pid"
+    ends 1 '' >/dev/null
+    ok "nothing is left" clean
+done
+
 for signal in KILL TERM; do
     guest "disks" 'say up\n' "wait"
     start

@@ -58,7 +58,7 @@ ends()
         kill -KILL "$pid"
         return 1
     fi
-    wait "$pid" 2>/dev/null
+    { wait "$pid"; } 2>/dev/null
     got=$?
     judge $got "$1" "$2"
 }

@@ -125,6 +125,7 @@ refuse "also by dm-mod.create" 1 'kernel command line: [0-9]+ bytes' "${with[@]}
 refuse "also by a salt" 1 'kernel command line: [0-9]+ bytes' "${with[@]}" --salt "$(printf %0512d 0)" \
     --append "$(printf 'x%.0s' {1..1450})"
 refuse "QEMU's arguments without --" 2 'too many arguments' "${with[@]}" more
+refuse "QEMU in the background" 2 'cannot be run with -daemonize' "${with[@]}" -- -daemonize
 refuse "no such partition" 1 'partition' "${with[@]}" -p 7
 refused "no image" 1 'none.qcow2' "$QVERITY" boot none.qcow2 --kernel vmlinuz --dry-run
 is "and nothing is left" "$(ls -A run)" "a, b"
