@@ -192,6 +192,9 @@ extern const struct fuse_lowlevel_ops fs_ops;
 /* Logs why `node` could not be read and counts it. */
 void fs_log_error(struct fs_node *node, const struct error *err);
 
+/* Those that are open when the filesystem is unmounted by force get no release. */
+void fs_snapshots_free(struct fs *fs);
+
 /* Flags of an open file of the image. */
 void fs_open_flags(const struct fs *fs, const struct fs_node *node, struct fuse_file_info *fi);
 
@@ -216,6 +219,8 @@ struct fs {
     struct fs_mount_options mount;
     struct fs_nodes nodes;
     struct fs_jobs jobs;
+    pthread_mutex_t snapshots_lock;
+    struct fs_snapshot *snapshots; /* open files of stats.json; under the lock */
     char *directory;
     struct fuse_session *session;
     bool mounted;

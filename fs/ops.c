@@ -186,10 +186,54 @@ static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 /* --- Open files --- */
 
 /* stats.json as it was when it was opened. */
-struct snapshot {
+struct fs_snapshot {
+    struct fs_snapshot *newer, *older;
     char *text;
     size_t length;
 };
+
+static void snapshot_free(struct fs *fs, struct fs_snapshot *snapshot)
+{
+    pthread_mutex_lock(&fs->snapshots_lock);
+    if (snapshot->newer != NULL)
+        snapshot->newer->older = snapshot->older;
+    else
+        fs->snapshots = snapshot->older;
+    if (snapshot->older != NULL)
+        snapshot->older->newer = snapshot->newer;
+    pthread_mutex_unlock(&fs->snapshots_lock);
+    free(snapshot->text);
+    free(snapshot);
+}
+
+void fs_snapshots_free(struct fs *fs)
+{
+    while (fs->snapshots != NULL)
+        snapshot_free(fs, fs->snapshots);
+}
+
+static int snapshot_new(struct fs *fs, struct fs_snapshot **ret, struct error *err)
+{
+    struct fs_snapshot *snapshot = calloc(1, sizeof(*snapshot));
+
+    if (snapshot == NULL)
+        return error_oom(err);
+    int r = fs_stats_make(&fs->options, &fs->nodes, atomic_load(&fs->jobs.building),
+                          &snapshot->text, err);
+    if (r < 0) {
+        free(snapshot);
+        return r;
+    }
+    snapshot->length = strlen(snapshot->text);
+    pthread_mutex_lock(&fs->snapshots_lock);
+    snapshot->older = fs->snapshots;
+    if (snapshot->older != NULL)
+        snapshot->older->newer = snapshot;
+    fs->snapshots = snapshot;
+    pthread_mutex_unlock(&fs->snapshots_lock);
+    *ret = snapshot;
+    return 0;
+}
 
 void fs_open_flags(const struct fs *fs, const struct fs_node *node, struct fuse_file_info *fi)
 {
@@ -203,26 +247,19 @@ static void open_stats(fuse_req_t req, struct fs_node *node, struct fuse_file_in
 {
     struct fs *fs = fs_of(req);
     _cleanup_error_ struct error err = ERROR_INIT;
-    struct snapshot *snapshot = malloc(sizeof(*snapshot));
+    struct fs_snapshot *snapshot;
 
-    int r = snapshot == NULL
-                ? error_oom(&err)
-                : fs_stats_make(&fs->options, &fs->nodes, atomic_load(&fs->jobs.building),
-                                &snapshot->text, &err);
+    int r = snapshot_new(fs, &snapshot, &err);
     if (r < 0) {
-        free(snapshot);
         fs_log_error(node, &err);
         fuse_reply_err(req, ENOMEM);
         return;
     }
-    snapshot->length = strlen(snapshot->text);
     fi->fh = (uintptr_t)snapshot;
     fi->direct_io = 1; /* the size is not known beforehand */
-    if (fuse_reply_open(req, fi) < 0) {
+    if (fuse_reply_open(req, fi) < 0)
         /* Nobody waits for it any more, and there will be no release. */
-        free(snapshot->text);
-        free(snapshot);
-    }
+        snapshot_free(fs, snapshot);
 }
 
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -261,11 +298,8 @@ static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 {
     const struct fs_node *node = fs_node_get(&fs_of(req)->nodes, ino);
 
-    if (node != NULL && node->kind == NODE_STATS) {
-        struct snapshot *snapshot = (struct snapshot *)(uintptr_t)fi->fh;
-        free(snapshot->text);
-        free(snapshot);
-    }
+    if (node != NULL && node->kind == NODE_STATS)
+        snapshot_free(fs_of(req), (struct fs_snapshot *)(uintptr_t)fi->fh);
     fuse_reply_err(req, 0);
 }
 
@@ -299,6 +333,21 @@ static void read_text(fuse_req_t req, struct fs_node *node, const char *text, si
     fuse_reply_buf(req, text + offset, length);
 }
 
+/* Replies from a copy: the reader may get it, close the file, and so have the snapshot freed, all
+ * before the reply has returned here. The kernel does not mind, but sanitizers do. */
+static void read_snapshot(fuse_req_t req, struct fs_node *node, const struct fs_snapshot *snapshot,
+                          uint64_t offset, size_t length)
+{
+    char *copy = (char *)fs_buffer(snapshot->length);
+
+    if (copy == NULL) {
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    memcpy(copy, snapshot->text, snapshot->length);
+    read_text(req, node, copy, snapshot->length, offset, length);
+}
+
 static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
                     struct fuse_file_info *fi)
 {
@@ -320,8 +369,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
         return;
     }
     if (node->kind == NODE_STATS) {
-        const struct snapshot *snapshot = (const struct snapshot *)(uintptr_t)fi->fh;
-        read_text(req, node, snapshot->text, snapshot->length, offset, size);
+        read_snapshot(req, node, (const struct fs_snapshot *)(uintptr_t)fi->fh, offset, size);
         return;
     }
     if (offset >= node->size) {

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -78,14 +79,15 @@ static int find_mount(const char *path, char **ret_type, char **ret_source, stru
 static int check_unmounted(const char *path, struct error *err)
 {
     _cleanup_free_ char *type = NULL, *source = NULL;
-    struct stat st;
+    struct statvfs st;
 
     int r = find_mount(path, &type, &source, err);
     if (r < 0)
         return r;
     if (type == NULL || strncmp(type, "fuse", 4) != 0)
         return 0;
-    if (stat(path, &st) < 0 && (errno == ENOTCONN || errno == ECONNABORTED))
+    /* Attributes may be cached even of a dead mount; these are not. */
+    if (statvfs(path, &st) < 0 && (errno == ENOTCONN || errno == ECONNABORTED))
         return error_set(err, EBUSY,
                          "%s: a dead %s mount of '%s' is here; 'fusermount3 -u %s' removes it",
                          path, type, source, path);

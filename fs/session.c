@@ -231,6 +231,7 @@ int fs_mount(const struct fs_options *options, const char *directory, struct fs 
     fs->options = *options;
     fs->worker_count = options->threads != 0 ? options->threads : default_workers();
     fs_jobs_init(&fs->jobs, fs->worker_count);
+    pthread_mutex_init(&fs->snapshots_lock, NULL);
     sem_init(&fs->wake, 0, 0);
     int r = fs_options_parse(options->mount_options, image_path(options->image), &fs->mount, err);
     if (r < 0)
@@ -270,6 +271,8 @@ void fs_free(struct fs *fs)
     if (fs->session != NULL)
         fuse_session_destroy(fs->session);
     fs_jobs_destroy(&fs->jobs);
+    fs_snapshots_free(fs);
+    pthread_mutex_destroy(&fs->snapshots_lock);
     sem_destroy(&fs->wake);
     free(fs->nodes.all);
     free(fs->mount.fuse);

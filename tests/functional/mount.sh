@@ -123,6 +123,19 @@ printf 'x' | dd of=part3.ref bs=1 seek=7654321 conv=notrunc status=none
 ok "a byte that differs is noticed" bash -c "! '$here/mount-readers.py' --seed 4 mnt/part3=part3.ref"
 unmount
 
+# Data and zeros in turns: more pieces in a large read than a reply can point to.
+python3 - >turns.raw <<'END'
+import os, sys
+for i in range(512):
+    sys.stdout.buffer.write(os.urandom(8192) + bytes(8192 if i % 3 else 12288))
+END
+qemu-img convert -O qcow2 -S 4k -o cluster_size=4k turns.raw turns.qcow2
+mount_image turns.qcow2 -p disk
+dd if=mnt/disk of=turns.copy bs=1M iflag=direct status=none
+same "data and zeros in turns" turns.copy turns.raw
+ok "and in ranges" "$here/mount-readers.py" --rounds 40 --seed 5 mnt/disk=turns.raw
+unmount
+
 # --- A disk without partitions, and of an odd size ---
 
 head -c 10485999 noise >odd.raw
