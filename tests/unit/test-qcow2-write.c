@@ -272,8 +272,8 @@ static void test_random(void **state)
         {"raw", 512, 0, 100},
         {"raw", 64 * KIB, 0, 200},
         {"raw", 64 * KIB + 700, 0, 300},
-        {"raw", 3 * MIB + 1536, 0, 1000},
-        {"qcow2", 5 * MIB + 512, 0, 1000},
+        {"raw", 3 * MIB + 1536, 0, 700},
+        {"qcow2", 5 * MIB + 512, 0, 500},
         {"qcow2", 20 * MIB, 0, 500},
         {"raw", 3 * MIB + 1536, 4096, 500},
         {"qcow2", 2 * MIB + 512, 512, 300},
@@ -285,10 +285,264 @@ static void test_random(void **state)
         random_operations(cases[i].format, cases[i].size, cases[i].cluster_size, cases[i].count);
 }
 
+/* --- The file's tables --- */
+
+static void write_at(struct disk *d, uint64_t offset, const void *bytes, size_t length)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+
+    if (image_write(d->image, offset, bytes, length, &err) < 0)
+        fail_msg("%s", error_message(&err));
+}
+
+static unsigned refcount_table_clusters(void)
+{
+    uint8_t header[60];
+    int fd = open("overlay.qcow2", O_RDONLY | O_CLOEXEC);
+
+    assert_int_equal(pread(fd, header, sizeof(header), 0), sizeof(header));
+    close(fd);
+    return (unsigned)header[58] << 8 | header[59];
+}
+
+/* The refcount table of 512-byte clusters is full with 8 MiB, and moves. */
+static void test_refcount_table_grows(void **state)
+{
+    struct disk d;
+
+    (void)state;
+    if (!have_qemu_img)
+        skip();
+    disk_create(&d, "raw", 20 * MIB, 512, 5);
+    assert_int_equal(refcount_table_clusters(), 1);
+    for (unsigned round = 0; round < 2; round++) {
+        random_bytes(d.model, d.size, &d.random);
+        for (uint64_t at = 0; at < d.size; at += MIB) {
+            write_at(&d, at, d.model + at, MIB);
+            if (at % (5 * MIB) == 0)
+                assert_int_equal(image_flush(d.image, NULL), 0);
+        }
+        compare(&d, 0, d.size);
+        disk_reopen(&d);
+        compare(&d, 0, d.size);
+        memset(d.model + MIB, 0, 10 * MIB);
+        assert_int_equal(image_write_zeros(d.image, MIB, 10 * MIB, NULL), 0);
+        compare(&d, 0, d.size);
+    }
+    disk_close(&d);
+    assert_true(refcount_table_clusters() >= 4);
+    free(d.model);
+}
+
+/* More L2 tables than are kept in memory, clean or dirty. */
+static void test_many_tables(void **state)
+{
+    enum { TABLES = 1100 };
+    const uint64_t span = (uint64_t)512 * MIB;
+    struct disk d = {.base = "base.raw", .size = TABLES * span};
+
+    (void)state;
+    (void)unlink("overlay.qcow2");
+    write_file("base.raw", "", 0);
+    assert_int_equal(truncate("base.raw", (off_t)d.size), 0);
+    disk_open(&d);
+    for (unsigned i = 0; i < TABLES; i++)
+        write_at(&d, i * span + i * 4096, &i, sizeof(i));
+    for (unsigned round = 0; round < 2; round++) {
+        for (unsigned i = 0; i < TABLES; i++) {
+            unsigned n;
+
+            assert_int_equal(image_read(d.image, i * span + i * 4096, &n, sizeof(n), NULL), 0);
+            assert_int_equal(n, i);
+        }
+        image_close(d.image);
+        if (have_qemu_img)
+            run("qemu-img check overlay.qcow2");
+        disk_open(&d);
+    }
+    image_close(d.image);
+    (void)unlink("overlay.qcow2");
+}
+
+static uint64_t file_usage(const char *path)
+{
+    struct stat st;
+
+    assert_int_equal(stat(path, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+/* Discarding gives space back, and costs nothing where there is nothing. */
+static void test_space(void **state)
+{
+    struct disk d = {.base = "base.raw", .size = (uint64_t)1 << 40};
+    uint8_t *bytes = malloc(64 * MIB);
+
+    (void)state;
+    (void)unlink("overlay.qcow2");
+    if (!have_qemu_img)
+        skip();
+    run("qemu-img create -f qcow2 base.qcow2 1T");
+    d.base = "base.qcow2";
+    disk_open(&d);
+    assert_int_equal(image_write_zeros(d.image, 0, d.size, NULL), 0);
+    assert_int_equal(image_flush(d.image, NULL), 0);
+    assert_true(file_usage("overlay.qcow2") <= MIB);
+
+    memset(bytes, 1, 64 * MIB);
+    write_at(&d, 1000, bytes, 64 * MIB);
+    assert_int_equal(image_flush(d.image, NULL), 0);
+    assert_true(file_usage("overlay.qcow2") >= 64 * MIB);
+    assert_int_equal(image_write_zeros(d.image, 0, d.size, NULL), 0);
+    assert_int_equal(image_flush(d.image, NULL), 0);
+    assert_true(file_usage("overlay.qcow2") <= MIB);
+    image_close(d.image);
+    run("qemu-img check overlay.qcow2");
+    free(bytes);
+}
+
+/* --- Threads --- */
+
+enum { THREADS = 4, STRIPE = 40000, SHARED = 8 * MIB };
+
+/* The first half of the disk is in stripes, so that clusters are several threads'; each cluster of
+ * the second half is one thread's, which also zeroes it. */
+struct worker {
+    struct disk disk; /* the model is shared, each byte one thread's */
+    unsigned number, operations;
+    pthread_t thread;
+    bool failed;
+};
+
+static bool worker_step(struct worker *w)
+{
+    struct disk *d = &w->disk;
+    uint64_t n = random_next(&d->random), unit, start;
+    uint8_t *bytes;
+    int r = 0;
+
+    if (random_next(&d->random) % 2 == 0) {
+        unit = STRIPE;
+        start = n % (SHARED / STRIPE / THREADS) * THREADS * STRIPE + w->number * (uint64_t)STRIPE;
+    } else {
+        unit = 64 * KIB;
+        start = SHARED + n % (SHARED / unit / THREADS) * THREADS * unit + w->number * unit;
+    }
+    uint64_t offset = start + random_next(&d->random) % unit;
+    uint64_t length = random_next(&d->random) % (start + unit - offset) + 1;
+    unsigned what = (unsigned)(random_next(&d->random) % 10);
+    if (what == 0) {
+        offset = start;
+        length = unit;
+    }
+    if (what < 3) {
+        memset(d->model + offset, 0, length);
+        r = image_write_zeros(d->image, offset, length, NULL);
+    } else if (what < 8) {
+        random_bytes(d->model + offset, length, &d->random);
+        r = image_write(d->image, offset, d->model + offset, length, NULL);
+    } else if (what == 8 && n % 8 == 0) {
+        r = image_flush(d->image, NULL);
+    }
+    bytes = malloc(unit);
+    bool same = r == 0 && image_read(d->image, start, bytes, unit, NULL) == 0 &&
+                memcmp(bytes, d->model + start, unit) == 0;
+    free(bytes);
+    return same;
+}
+
+static void *worker_run(void *argument)
+{
+    struct worker *w = argument;
+
+    for (unsigned i = 0; i < w->operations && !w->failed; i++)
+        w->failed = !worker_step(w);
+    return NULL;
+}
+
+/* Reads everything over and over, as somebody who maps first; whatever it gets, it gets it. */
+static void *reader_run(void *argument)
+{
+    struct worker *w = argument;
+    uint8_t *bytes = malloc(4 * MIB);
+
+    for (unsigned i = 0; i < w->operations / 20; i++) {
+        for (uint64_t at = 0; at < w->disk.size;) {
+            struct extent extent;
+
+            if (image_map(w->disk.image, at, min_u64(4 * MIB, w->disk.size - at), 0, &extent,
+                          NULL) < 0 ||
+                (extent.kind == EXTENT_DATA &&
+                 pread(image_file(w->disk.image, extent.file)->fd, bytes, extent.length,
+                       (off_t)extent.host_offset) != (ssize_t)extent.length)) {
+                w->failed = true;
+                break;
+            }
+            at += extent.length;
+        }
+    }
+    free(bytes);
+    return NULL;
+}
+
+static void test_threads(void **state)
+{
+    struct worker workers[THREADS + 1];
+    struct disk d;
+
+    (void)state;
+    disk_create(&d, "raw", 2 * SHARED, 0, 99);
+    for (unsigned i = 0; i <= THREADS; i++) {
+        workers[i] = (struct worker){.disk = d, .number = i, .operations = 400};
+        workers[i].disk.random += i;
+        assert_int_equal(pthread_create(&workers[i].thread, NULL,
+                                        i < THREADS ? worker_run : reader_run, &workers[i]),
+                         0);
+    }
+    for (unsigned i = 0; i <= THREADS; i++) {
+        assert_int_equal(pthread_join(workers[i].thread, NULL), 0);
+        assert_false(workers[i].failed);
+    }
+    compare(&d, 0, d.size);
+    disk_reopen(&d);
+    compare(&d, 0, d.size);
+    disk_close(&d);
+    free(d.model);
+}
+
+/* --- Others on the same file --- */
+
+static void test_locks(void **state)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+    struct image *other;
+    struct disk d;
+
+    (void)state;
+    disk_create(&d, "raw", MIB, 0, 3);
+    assert_int_equal(image_open_overlay(d.base, NULL, "overlay.qcow2", &other, &err), -EBUSY);
+    assert_non_null(strstr(error_message(&err), "in use"));
+    error_clear(&err);
+    assert_int_equal(image_open("overlay.qcow2", NULL, &other, &err), -EBUSY);
+    /* The base can be read. */
+    assert_int_equal(image_open(d.base, NULL, &other, NULL), 0);
+    assert_false(image_writable(other));
+    image_close(other);
+    if (have_qemu_img) {
+        run("! qemu-img info overlay.qcow2");
+        run("! qemu-io -f qcow2 -c 'write 0 512' overlay.qcow2");
+        run("! qemu-io -f raw -c 'write 0 512' base.raw");
+    }
+    disk_close(&d);
+    free(d.model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random),
+        cmocka_unit_test(test_random),      cmocka_unit_test(test_refcount_table_grows),
+        cmocka_unit_test(test_many_tables), cmocka_unit_test(test_space),
+        cmocka_unit_test(test_threads),     cmocka_unit_test(test_locks),
     };
 
     return cmocka_run_group_tests(tests, enter_directory, leave_directory);
