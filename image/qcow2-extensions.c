@@ -42,13 +42,13 @@ static int next_extension(const uint8_t *cluster, size_t end, size_t *offset, st
     ret->type = get_be32(cluster + at);
     ret->length = get_be32(cluster + at + 4);
     ret->data = cluster + at + 8;
-    if (ret->type == EXTENSION_END)
-        return 0;
     if (ret->length > end - at - 8)
         return error_set(err, EINVAL,
                          "the header extension 0x%08" PRIx32 " at offset %zu has %" PRIu32
                          " bytes, and there is room for %zu",
                          ret->type, at, ret->length, end - at - 8);
+    if (ret->type == EXTENSION_END)
+        return 0;
     *offset = at + 8 + (((size_t)ret->length + 7) & ~(size_t)7);
     return 1;
 }
@@ -144,7 +144,7 @@ static int parse_backing_file(const uint8_t *cluster, size_t length,
                               const struct qcow2_header *header, struct qcow2_extensions *ret,
                               struct error *err)
 {
-    if (header->backing_file_offset == 0 || header->backing_file_size == 0)
+    if (header->backing_file_offset == 0)
         return 0;
     if (header->backing_file_size > QCOW2_NAME_MAX)
         return error_set(err, EINVAL,
@@ -160,6 +160,8 @@ static int parse_backing_file(const uint8_t *cluster, size_t length,
                          "the backing file's name at offset %" PRIu64 ", %" PRIu32
                          " bytes, does not lie within the first cluster of %zu bytes",
                          header->backing_file_offset, header->backing_file_size, length);
+    if (header->backing_file_size == 0)
+        return 0;
     return copy_name("backing file's name", cluster + header->backing_file_offset,
                      header->backing_file_size, QCOW2_NAME_MAX, &ret->backing_file, err);
 }
@@ -240,13 +242,15 @@ int qcow2_extensions_parse(const uint8_t *cluster, size_t length, const struct q
     r = refuse_unknown_features(cluster, length, header, err);
     if (r < 0)
         return r;
+    /* First, for the extensions end where it begins. */
+    r = parse_backing_file(cluster, length, header, &extensions, err);
+    if (r < 0)
+        return r;
     while ((r = next_extension(cluster, end, &offset, &extension, err)) > 0) {
         r = parse_extension(&extension, header, file_size, &extensions, err);
         if (r < 0)
             return r;
     }
-    if (r == 0)
-        r = parse_backing_file(cluster, length, header, &extensions, err);
     if (r < 0)
         return r;
     *ret = extensions;

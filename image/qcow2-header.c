@@ -131,8 +131,9 @@ static int check_tables(const uint8_t *bytes, const struct qcow2_header *header,
         return error_set(err, EINVAL, "%" PRIu32 " snapshots are more than the limit of %d",
                          header->snapshot_count, QCOW2_SNAPSHOTS_MAX);
     /* The table's length is known only when it has been parsed. */
-    if (header->snapshot_count > 0) {
-        r = check_table(header, "snapshot table", header->snapshots_offset, 1, file_size, err);
+    if (header->snapshot_count > 0 || header->snapshots_offset != 0) {
+        r = check_table(header, "snapshot table", header->snapshots_offset,
+                        header->snapshot_count > 0 ? 1 : 0, file_size, err);
         if (r < 0)
             return r;
     }

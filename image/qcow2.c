@@ -298,8 +298,11 @@ static int check_header(const struct layer *layer, const struct qcow2_header *he
         log_warning("%s: the image is marked dirty: it was not closed properly", path);
     if (data_file && extensions->data_file == NULL)
         return error_set(err, EINVAL, "%s: the external data file's name is missing", path);
-    if ((header->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW) != 0 && data_file &&
-        extensions->backing_file != NULL)
+    bool raw = (header->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW) != 0;
+    if (raw && !data_file)
+        return error_set(err, EINVAL, "%s: the external data file is marked raw, and there is none",
+                         path);
+    if (raw && extensions->backing_file != NULL)
         return error_set(err, EINVAL,
                          "%s: a raw external data file and a backing file exclude each other",
                          path);

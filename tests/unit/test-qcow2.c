@@ -163,6 +163,10 @@ static const struct header_case header_cases[] = {
      {{72, 8, 8}, {100, 4, 104}}},
     {3, 0, EINVAL, "cluster_bits is 9, and must be at least 14 with extended", {{72, 8, 16}}},
     {3, 0, EINVAL, "the external data file's name is missing", {{72, 8, 4}}},
+    {3, 0, EINVAL, "the external data file is marked raw, and there is none", {{88, 8, 2}}},
+    {3, 0, EINVAL, "backing file's name at offset 16 lies within the header", {{8, 8, 16}}},
+    {3, 0, EINVAL, "backing file's name at offset 513, 0 bytes", {{8, 8, 513}}},
+    {3, 0, EINVAL, "snapshot table's offset 0x1 is not a multiple", {{64, 8, 1}}},
     /* Extensions and names. */
     {3,
      0,
