@@ -88,14 +88,14 @@ static void record(void)
 
 /* --- Images with bitmaps --- */
 
-/* 512-byte clusters, each of which has 4096 bits: the disk has 10000 granules, two whole clusters
+/* 512-byte clusters, each of which has 4096 bits: the disk has 10003 granules, two whole clusters
  * of bits and a part of a third. */
 enum {
     CLUSTER_BITS = 9,
     CLUSTER = 512,
     GRANULARITY_BITS = 16,
     GRANULARITY = 1 << GRANULARITY_BITS,
-    GRANULES = 10000,
+    GRANULES = 10003, /* a part of a byte, too */
     ENTRIES = 3,
     EXTENSION = 112, /* of the bitmaps, in the header's cluster */
 };
@@ -206,11 +206,11 @@ static const struct {
     {ENTRY, 12, 4, 0, false, ESTALE, "it is disabled, so changes are missing"},
     {GENERATION_ENTRY, 12, 4, 2, true, ESTALE, "it is enabled, and must not be"},
     {ENTRY, 17, 1, 9, false, EINVAL,
-     "the bitmap table has 3 entries, and 1279873 bits in clusters "
+     "the bitmap table has 3 entries, and 1280257 bits in clusters "
      "of 512 bytes need 313"},
     {ENTRY, 17, 1, 31, false, EINVAL, "has 3 entries, and 1 bits in clusters of 512 bytes need 1"},
-    {ENTRY, 8, 4, 2, false, EINVAL, "the bitmap table has 2 entries, and 10000 bits"},
-    {ENTRY, 8, 4, 4, false, EINVAL, "the bitmap table has 4 entries, and 10000 bits"},
+    {ENTRY, 8, 4, 2, false, EINVAL, "the bitmap table has 2 entries, and 10003 bits"},
+    {ENTRY, 8, 4, 4, false, EINVAL, "the bitmap table has 4 entries, and 10003 bits"},
     {TABLE, 8, 8, 0x1000000000000200, false, EINVAL,
      "bitmap table entry 1 (0x1000000000000200) has reserved bits set"},
     {TABLE, 8, 8, 0x202, false, EINVAL, "entry 1 (0x0000000000000202) has reserved bits set"},
