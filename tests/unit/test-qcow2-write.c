@@ -510,6 +510,49 @@ static void test_threads(void **state)
     free(d.model);
 }
 
+/* All threads come to the same new cluster at the same moment, each for a part of it. */
+struct neighbour {
+    struct disk *disk;
+    pthread_barrier_t *barrier;
+    unsigned number;
+    pthread_t thread;
+};
+
+static void *neighbour_run(void *argument)
+{
+    const struct neighbour *n = argument;
+    struct disk *d = n->disk;
+    const size_t part = 64 * KIB / THREADS;
+
+    for (uint64_t at = n->number * part; at < d->size; at += 64 * KIB) {
+        pthread_barrier_wait(n->barrier);
+        (void)image_write(d->image, at, d->model + at, part, NULL);
+    }
+    return NULL;
+}
+
+static void test_same_cluster(void **state)
+{
+    struct neighbour neighbours[THREADS];
+    pthread_barrier_t barrier;
+    struct disk d;
+
+    (void)state;
+    disk_create(&d, "raw", 16 * MIB, 0, 7);
+    random_bytes(d.model, d.size, &d.random);
+    pthread_barrier_init(&barrier, NULL, THREADS);
+    for (unsigned i = 0; i < THREADS; i++) {
+        neighbours[i] = (struct neighbour){.disk = &d, .barrier = &barrier, .number = i};
+        pthread_create(&neighbours[i].thread, NULL, neighbour_run, &neighbours[i]);
+    }
+    for (unsigned i = 0; i < THREADS; i++)
+        pthread_join(neighbours[i].thread, NULL);
+    pthread_barrier_destroy(&barrier);
+    compare(&d, 0, d.size);
+    disk_close(&d);
+    free(d.model);
+}
+
 /* --- Others on the same file --- */
 
 static void test_locks(void **state)
@@ -542,7 +585,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random),      cmocka_unit_test(test_refcount_table_grows),
         cmocka_unit_test(test_many_tables), cmocka_unit_test(test_space),
-        cmocka_unit_test(test_threads),     cmocka_unit_test(test_locks),
+        cmocka_unit_test(test_threads),     cmocka_unit_test(test_same_cluster),
+        cmocka_unit_test(test_locks),
     };
 
     return cmocka_run_group_tests(tests, enter_directory, leave_directory);
