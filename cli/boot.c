@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "common/io.h"
+#include "cli/serve.h"
 #include "common/log.h"
 #include "common/units.h"
 #include "qemuctl/cmdline.h"
@@ -385,24 +385,16 @@ static int choose_directory(bool make, char **ret, struct error *err)
 static int print_argv(const struct cli_options *options, struct boot *boot, struct error *err)
 {
     _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
-    _cleanup_(progress_meter_stop_cleanup) struct progress_meter *meter = NULL;
     _cleanup_free_ char *table = NULL, *line = NULL;
     _cleanup_argv_ struct argv argv = ARGV_INIT;
-    uint8_t root[VERITY_DIGEST_MAX];
     int r;
 
     if (!boot->no_verity) {
         r = cli_tree_new(options, boot->target, &tree, err);
         if (r == 0)
-            r = cli_meter_start(options, "hashing", hashtree_progress(tree), &meter, err);
-        if (r == 0)
-            r = hashtree_root(tree, root, err);
+            r = serve_compute_table(options, boot->target, tree, &table, err);
         if (r < 0)
             return r;
-        table = verity_guest_table(hashtree_params(tree), hashtree_geometry(tree), root,
-                                   boot->target->partition->number);
-        if (table == NULL)
-            return error_oom(err);
     }
     r = make_argv(boot, table, &argv, err);
     if (r < 0)

@@ -131,19 +131,19 @@ static void *watch_parent(void *arg)
     _exit(1);
 }
 
-static int compute_table(struct child *child, char **ret, struct error *err)
+int serve_compute_table(const struct cli_options *options, const struct cli_target *target,
+                        struct hashtree *tree, char **ret, struct error *err)
 {
     _cleanup_(progress_meter_stop_cleanup) struct progress_meter *meter = NULL;
     uint8_t root[VERITY_DIGEST_MAX];
 
-    int r = cli_meter_start(child->options->cli, "hashing", hashtree_progress(child->tree), &meter,
-                            err);
+    int r = cli_meter_start(options, "hashing", hashtree_progress(tree), &meter, err);
     if (r == 0)
-        r = hashtree_root(child->tree, root, err);
+        r = hashtree_root(tree, root, err);
     if (r < 0)
         return r;
-    char *table = verity_guest_table(hashtree_params(child->tree), hashtree_geometry(child->tree),
-                                     root, child->options->target->partition->number);
+    char *table = verity_guest_table(hashtree_params(tree), hashtree_geometry(tree), root,
+                                     target->partition->number);
     if (table == NULL)
         return error_oom(err);
     *ret = table;
@@ -156,7 +156,9 @@ static void *report_table(void *arg)
     _cleanup_free_ char *table = NULL;
     struct child *child = arg;
 
-    if (compute_table(child, &table, &err) < 0)
+    int r =
+        serve_compute_table(child->options->cli, child->options->target, child->tree, &table, &err);
+    if (r < 0)
         report_error(child->socket, &err);
     else
         report(child->socket, REPORT_TABLE, table, strlen(table));

@@ -56,3 +56,7 @@ bool serve_mounted(const struct serve *serve);
 
 /* dm-verity's table as verity_guest_table() has it, NULL as long as it is not known. */
 const char *serve_table(const struct serve *serve);
+
+/* That table, computed here, with a meter. *ret is an owned string. */
+int serve_compute_table(const struct cli_options *options, const struct cli_target *target,
+                        struct hashtree *tree, char **ret, struct error *err);

@@ -21,12 +21,12 @@ guest()
     rm -f qemu.log out err
 }
 
-# boot CODE REGEX [OPTION…]: boots, and the exit code and stderr are these within 30 seconds
+# boot CODE REGEX [OPTION…]: boots, and the exit code and stderr are these within 60 seconds
 boot()
 {
     local code=$1 regex=$2 got
     shift 2
-    timeout -s KILL 30 "$QVERITY" boot "${boot_args[@]}" "$@" >out 2>err </dev/null
+    timeout -s KILL 60 "$QVERITY" boot "${boot_args[@]}" "$@" >out 2>err </dev/null
     got=$?
     judge $got "$code" "$regex"
 }
@@ -47,27 +47,27 @@ start()
     t_kill_later $pid
 }
 
-# What `start` started ends within 20 seconds as boot() has it.
+# What `start` started ends within 40 seconds as boot() has it.
 ends()
 {
     local tail_pid got
-    timeout 20 tail -s 0.05 --pid="$pid" -f /dev/null &
+    timeout 40 tail -s 0.05 --pid="$pid" -f /dev/null &
     tail_pid=$!
     if ! wait $tail_pid; then
         echo "still runs"
         kill -KILL "$pid"
         return 1
     fi
-    { wait "$pid"; } 2>/dev/null
+    wait "$pid"
     got=$?
     judge $got "$1" "$2"
-}
+} 2>/dev/null # the shell tells of killed jobs
 
-# Waits up to 15 seconds for a line in a file.
+# Waits up to 30 seconds for a line in a file.
 await()
 {
     local i
-    for ((i = 0; i < 300; i++)); do
+    for ((i = 0; i < 600; i++)); do
         grep -qE -- "$1" "$2" 2>/dev/null && return
         sleep 0.05
     done
@@ -86,11 +86,11 @@ qemu_pid()
     sed -n 's/^pid //p' qemu.log | tail -1
 }
 
-# No process, mount or directory, within 15 seconds.
+# No process, mount or directory, within 30 seconds.
 clean()
 {
     local i
-    for ((i = 0; i < 300; i++)); do
+    for ((i = 0; i < 600; i++)); do
         left=$(
             pgrep -af "$T/run|boot (disk.raw|slow/image)"
             [ ! -e qemu.log ] || pgrep -g "$(qemu_pid)"

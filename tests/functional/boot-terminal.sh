@@ -13,7 +13,7 @@ session()
 {
     local keys=$1 code=$2
     shift 2
-    timeout 30 python3 - "$keys" "$code" "$QVERITY" boot "${boot_args[@]}" "$@" <<'END'
+    timeout 60 python3 - "$keys" "$code" "$QVERITY" boot "${boot_args[@]}" "$@" <<'END'
 import os, pty, select, signal, sys, termios, time
 
 keys = sys.argv[1].encode().decode("unicode_escape").encode("latin-1")
@@ -23,7 +23,7 @@ if pid == 0:
 before = termios.tcgetattr(terminal)
 text = b""
 sent = False
-deadline = time.time() + 20
+deadline = time.time() + 40
 while time.time() < deadline:
     if not select.select([terminal], [], [], 0.1)[0]:
         continue
