@@ -4,11 +4,9 @@
  * and writing down what was found. That this is not possible is no error: it costs time only.
  */
 #include <errno.h>
-#include <openssl/sha.h>
 #include <string.h>
 
 #include "common/log.h"
-#include "common/units.h"
 #include "hashtree/keep.h"
 
 static void fill_header(const struct keep *keep, const struct proof *proof,
@@ -177,17 +175,7 @@ static int keep_init(struct keep *keep, const struct hashtree_file_options *opti
         keep->path = NULL;
     if (keep->path == NULL)
         return error_oom(err);
-    /* Snapshot names may be long: what counts is that two of them do not look alike. */
-    if (options->snapshot == NULL) {
-        snprintf(keep->view, sizeof(keep->view), "%s", image_info(image, 0)->format);
-    } else {
-        uint8_t digest[SHA256_DIGEST_LENGTH];
-        char hex[2 * SHA256_DIGEST_LENGTH + 1];
-        SHA256((const unsigned char *)options->snapshot, strlen(options->snapshot), digest);
-        hex_encode(digest, sizeof(digest), hex);
-        snprintf(keep->view, sizeof(keep->view), "%s snapshot %s", image_info(image, 0)->format,
-                 hex);
-    }
+    keep_view(image, 0, options->snapshot, keep->view);
     return 0;
 }
 

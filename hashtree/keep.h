@@ -48,6 +48,11 @@ bool keep_same_identity(const struct tree_file_identity *a, const struct tree_fi
 
 /* --- proof.c --- */
 
+/* What the chain from `depth` on is read as, beyond the bytes of its files: each image's format,
+ * and the snapshot (or NULL). */
+void keep_view(const struct image *image, unsigned depth, const char *snapshot,
+               char view[static TREE_FILE_VIEW_MAX]);
+
 struct overlay_changes {
     struct hashtree *tree;
     unsigned depth;

@@ -8,8 +8,10 @@
  *
  * (That nothing changed at all is found before: hashtree_keep().)
  */
+#include <openssl/sha.h>
 #include <string.h>
 
+#include "common/units.h"
 #include "hashtree/keep.h"
 
 /* --- Changes: where they are told --- */
@@ -54,6 +56,31 @@ static int next_bitmap_change(void *arg, uint64_t offset, uint64_t *ret_start, u
 }
 
 /* --- Which proof --- */
+
+static char *add_digest(char *to, const char *text)
+{
+    uint8_t digest[SHA256_DIGEST_LENGTH];
+
+    SHA256((const unsigned char *)text, strlen(text), digest);
+    hex_encode(digest, sizeof(digest), to);
+    return to + 2 * sizeof(digest);
+}
+
+void keep_view(const struct image *image, unsigned depth, const char *snapshot,
+               char view[static TREE_FILE_VIEW_MAX])
+{
+    char formats[1024] = "";
+    const struct image_info *info;
+    size_t length = 0;
+
+    for (; (info = image_info(image, depth)) != NULL && length < sizeof(formats) - 16; depth++)
+        length += (size_t)snprintf(formats + length, 16, "%s ", info->format);
+    /* Digests: chains are long, and names of snapshots hold anything. */
+    memset(view, 0, TREE_FILE_VIEW_MAX);
+    char *end = add_digest(view, formats);
+    if (snapshot != NULL)
+        add_digest(end, snapshot);
+}
 
 bool proof_header_fits(const struct keep *keep, const struct tree_header *header, const char *view)
 {
@@ -155,15 +182,17 @@ static bool try_below(struct keep *keep, struct proof *proof, unsigned depth,
 {
     _cleanup_free_ char *path = NULL;
     _cleanup_tree_file_ struct tree_file *file = NULL;
+    char view[TREE_FILE_VIEW_MAX];
 
     if (info->size < keep->tree->start + tree_data_size(keep->tree))
         return false;
+    keep_view(keep->tree->image, depth, NULL, view);
     if (asprintf(&path, "%s" TREE_FILE_SUFFIX, info->path) < 0) {
         path = NULL;
         return false;
     }
     if (tree_file_open(path, &file, NULL) < 0 ||
-        !proof_header_fits(keep, tree_file_header(file), info->format) ||
+        !proof_header_fits(keep, tree_file_header(file), view) ||
         !keep_header_current(keep, tree_file_header(file),
                              (uint32_t)image_first_file(keep->tree->image, depth)))
         return false;
