@@ -259,7 +259,6 @@ static int writer_load(struct qcow2_writer *w, const uint8_t *bytes,
     w->cluster_bits = header->cluster_bits;
     w->l2_bits = header->cluster_bits - 3;
     w->refcount_bits = header->cluster_bits - 1;
-    w->disk_clusters = div_round_up(w->layer->size, cluster_size_of(w));
     w->next = div_round_up(size, cluster_size_of(w));
     r = load_l1(w, header, err);
     if (r == 0)
@@ -335,6 +334,18 @@ static int check_backing(const struct image *overlay, const struct image *base, 
     return 0;
 }
 
+/* The image and what is below it are never written to. */
+static int check_not_below(const char *path, const struct stat *st, const struct image *base,
+                           struct error *err)
+{
+    for (size_t i = 0; i < base->file_count; i++) {
+        if (base->files[i]->device == st->st_dev && base->files[i]->inode == st->st_ino)
+            return error_set(err, EINVAL, "%s: is no overlay, but belongs to the image %s itself",
+                             path, image_path(base));
+    }
+    return 0;
+}
+
 int image_open_overlay(const char *path, const struct image_options *options,
                        const char *overlay_path, struct image **ret, struct error *err)
 {
@@ -348,13 +359,14 @@ int image_open_overlay(const char *path, const struct image_options *options,
     r = image_open(path, options, &base, err);
     if (r < 0)
         return r;
-    if (stat(overlay_path, &st) < 0) {
-        if (errno != ENOENT)
-            return error_set_errno(err, errno, "%s: cannot stat", overlay_path);
+    if (stat(overlay_path, &st) == 0)
+        r = check_not_below(overlay_path, &st, base, err);
+    else if (errno == ENOENT)
         r = qcow2_overlay_create(overlay_path, base, err);
-        if (r < 0)
-            return r;
-    }
+    else
+        r = error_set_errno(err, errno, "%s: cannot stat", overlay_path);
+    if (r < 0)
+        return r;
     r = image_open_for_writing(overlay_path, options, &overlay, err);
     if (r == 0)
         r = check_backing(overlay, base, err);

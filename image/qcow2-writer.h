@@ -79,7 +79,6 @@ struct qcow2_writer {
     unsigned cluster_bits;
     unsigned l2_bits;       /* log2 of the entries of an L2 table */
     unsigned refcount_bits; /* log2 of the counts of a refcount block */
-    uint64_t disk_clusters;
     uint64_t l1_offset;
     size_t l1_entries;
 

@@ -25,6 +25,14 @@
  * overlay is created if there is no such file, and reused if it is an overlay of that very file, of
  * its size, and of a kind that is written here; anything else is refused with the reason. It is
  * locked as QEMU locks an image that it writes to: -EBUSY if somebody else has it open.
+ *
+ * Of the image that comes of it, image_path() is the overlay's, and image_info() at depth 0 and
+ * image_file() number 0 are the overlay, as it was when it was opened. Where image_map() said that
+ * bytes are may still be read after they were written to or zeroed: that gives what the range had
+ * at some moment, or zeros, but never the bytes of another range.
+ *
+ * image_close() flushes, and can only log what goes wrong: whoever wants to know calls
+ * image_flush() before.
  */
 int image_open_overlay(const char *path, const struct image_options *options,
                        const char *overlay_path, struct image **ret, struct error *err);
@@ -42,5 +50,9 @@ int image_write(struct image *image, uint64_t offset, const void *buffer, size_t
  * clusters, whose space is given back to the host file system. Errors as image_write(). */
 int image_write_zeros(struct image *image, uint64_t offset, uint64_t length, struct error *err);
 
-/* Makes everything acknowledged so far durable. */
+/*
+ * Makes everything acknowledged so far durable, and gives the space of clusters that were zeroed or
+ * replaced back. After an error nothing is lost, and another attempt may succeed; only when the
+ * host's fdatasync() failed, which may drop bytes, do all later flushes fail as well.
+ */
 int image_flush(struct image *image, struct error *err);

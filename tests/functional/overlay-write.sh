@@ -98,6 +98,8 @@ over=(-F qcow2 -b base.qcow2 bad.qcow2)
 
 refuse "no overlay at all" 'bad.qcow2: exists, and is no overlay of base.qcow2: it has no backing file' bad.qcow2 8M
 cp base.qcow2 other.qcow2
+refused "the image itself" 1 'base.qcow2: is no overlay, but belongs to the image' \
+    "$tool" open base.qcow2 base.qcow2
 refuse "an overlay of another image" 'is no overlay of base.qcow2: its backing file is other.qcow2' \
     -F qcow2 -b other.qcow2 bad.qcow2
 refuse "another size" 'the overlay has 16777216 bytes, and base.qcow2 has 8388608' "${over[@]}" 16M

@@ -128,7 +128,6 @@ static void durable_synchronize(void)
 
 static void lose_power(void)
 {
-    _cleanup_error_ struct error err = ERROR_INIT;
     uint64_t random = options.seed * 7919 + (uint64_t)options.die;
     int fd;
 
