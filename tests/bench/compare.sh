@@ -64,7 +64,7 @@ scatter 16384 $((100 * GiB)) | qemu-io -t unsafe prealloc.qcow2 >/dev/null
 sync
 cat ./*.raw dense.qcow2 scattered.qcow2 >/dev/null
 
-hash="$qverity hash -q -p disk"
+hash="$qverity hash -q --no-tree -p disk"
 names=() commands=()
 add() { names+=("$1"); commands+=("$2"); }
 add veritysetup "veritysetup format --salt $salt dense.raw hash.img"
@@ -95,7 +95,7 @@ for ((round = 1; round <= rounds; round++)); do
 done
 
 # One level-0 block after the other, each for the first time, past the mount's page cache.
-$qverity mount -p disk dense.raw mnt
+$qverity mount --no-tree -p disk dense.raw mnt
 python3 - mnt/hash >latency.json <<'PY'
 import json, mmap, os, random, statistics, sys, time
 fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
