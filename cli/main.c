@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/options.h"
 #include "common/log.h"
@@ -103,12 +106,31 @@ static int run_command(const struct cli_command *command, int argc, char **argv,
     return flush_stdout(r);
 }
 
+/* Descriptors 0 to 2 that are closed would be given to the files that we open next, and what is
+ * printed would go into those. In their place comes something that can be neither read from nor
+ * written to. */
+static int occupy_standard_descriptors(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDONLY);
+        if (fd < 0)
+            return -errno;
+    } while (fd <= STDERR_FILENO);
+    close(fd);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
     struct cli_options options = {0};
     bool json = false;
     int i;
+
+    if (occupy_standard_descriptors() < 0)
+        return CLI_FAILED;
 
     for (i = 1; i < argc && argv[i][0] == '-'; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
