@@ -26,6 +26,7 @@
  *     ops.c      the FUSE operations
  *     read.c     the bytes of a range of the image, gathered for a reply
  *     job.c      requests that wait for a build, or for their turn to have hash blocks computed
+ *     report.c   what is logged of reads that fail
  *     content.c  root-hash, table, cmdline, params.json, stats.json
  *
  * Threads: fs_serve() starts a fixed number of workers, each with a descriptor of its own for the
@@ -185,12 +186,14 @@ void fs_jobs_stop(struct fs *fs);
 bool fs_hash_needs_build(const struct verity_params *params, const struct verity_geometry *geometry,
                          uint64_t offset, uint64_t length);
 
+/* --- report.c --- */
+
+/* Counts that `node` could not be read, and logs why unless it happens all the time. */
+void fs_log_error(struct fs_node *node, const struct error *err);
+
 /* --- ops.c --- */
 
 extern const struct fuse_lowlevel_ops fs_ops;
-
-/* Logs why `node` could not be read and counts it. */
-void fs_log_error(struct fs_node *node, const struct error *err);
 
 /* Those that are open when the filesystem is unmounted by force get no release. */
 void fs_snapshots_free(struct fs *fs);

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include "common/checked.h"
-#include "common/log.h"
 #include "fs/internal.h"
 
 #define TIMEOUT_SECONDS 86400.0
@@ -26,12 +25,6 @@ static struct fs *fs_of(fuse_req_t req)
 static double timeout_of(const struct fs_node *node)
 {
     return node->kind == NODE_STATS ? 0.0 : TIMEOUT_SECONDS;
-}
-
-void fs_log_error(struct fs_node *node, const struct error *err)
-{
-    fs_node_count_error(node);
-    log_error("%s: %s", node->name, error_message(err));
 }
 
 /* --- The connection --- */

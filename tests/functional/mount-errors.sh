@@ -143,6 +143,9 @@ END
 is "at the edge nothing is wrong" "$(cat edge)" "0 True True"
 ok "errors are counted" [ "$(jq .files.disk.errors mnt/stats.json)" -ge 2 ]
 like "root-hash" "$(cat mnt/root-hash 2>&1)" "Input/output error"
+dd if=mnt/disk of=/dev/null bs=4k skip=2300 conv=noerror 2>/dev/null
+ok "errors do not flood the log" [ "$(wc -l <log)" -lt 300 ]
+ok "but are all counted" [ "$(jq .files.disk.errors mnt/stats.json)" -gt 1500 ]
 leave
 
 # --- A disk that fails in places ---

@@ -6,7 +6,6 @@
 require qemu-img qemu-io veritysetup fusermount3 sfdisk mkfs.ext4 jq python3
 [ -w /dev/fuse ] || skip_all "no /dev/fuse"
 
-salt=00112233445566778899aabbccddeeff
 uuid=12345678-9abc-4def-8123-456789abcdef
 
 # mount_image IMAGE [OPTION…]: on $T/mnt
@@ -152,36 +151,41 @@ unmount
 # --- Hash devices ---
 
 # The same parameters through the mount and by veritysetup: blocks of the data, then options.
+salt256=$(printf '7f%.0s' {1..256})
 while read -r blocks options; do
     bs=4096
     [[ $options =~ --data-block-size=([0-9]+) ]] && bs=${BASH_REMATCH[1]}
+    [[ $options =~ --salt ]] || options+=" --salt=00112233445566778899aabbccddeeff"
     rm -f data.img expected.img
     head -c $((blocks * bs < 8388608 ? blocks * bs : 8388608)) noise >data.img
     truncate -s $((blocks * bs)) data.img
     # shellcheck disable=SC2086
-    expected=$(veritysetup format --salt $salt --uuid $uuid $options data.img expected.img |
+    expected=$(veritysetup format --uuid $uuid $options data.img expected.img |
         awk '/^Root hash:/ { print $3 }')
     # shellcheck disable=SC2086
-    mount_image data.img --format raw -p disk --salt $salt --uuid $uuid \
-        ${options//--format=/--format-version=} 2>/dev/null
-    same "hash device: $blocks blocks $options" mnt/hash expected.img
-    is "root hash: $blocks blocks $options" "$(cat mnt/root-hash)" "$expected"
+    mount_image data.img --format raw -p disk --uuid $uuid ${options//--format=/--format-version=} 2>/dev/null
+    name="$blocks blocks ${options//$salt256/256 bytes}"
+    same "hash device: $name" mnt/hash expected.img
+    is "root hash: $name" "$(cat mnt/root-hash)" "$expected"
     unmount
 done <<END
 1
-2
-127
-128
+2 --salt=-
+127 --salt=ab
+128 --salt=$salt256
 129
 16384 --hash=sha1
 16385
-129 --format=0
-16385 --format=0 --hash=sha512
+2097153 --data-block-size=512 --hash-block-size=4096
+1 --format=0
+129 --format=0 --salt=-
+16385 --format=0 --hash=sha512 --salt=$salt256
 1000 --data-block-size=512 --hash-block-size=512
 1000 --data-block-size=1024 --hash-block-size=4096 --hash=sha512
 4097 --data-block-size=4096 --hash-block-size=1024 --format=0
 300 --hash-offset=8192
 300 --hash-offset=1048576 --hash=sha1 --format=0
+1 --no-superblock
 300 --no-superblock
 300 --no-superblock --hash-offset=40960
 END
