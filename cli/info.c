@@ -14,10 +14,12 @@ struct facts {
     const struct partition *data; /* the data partition, or NULL */
     uint64_t zero_bytes;          /* known to be zeros without reading */
     uint64_t compressed_bytes;    /* in compressed clusters */
+    struct hashtree_file_info tree;
 };
 
 static void facts_clear(struct facts *facts)
 {
+    hashtree_file_info_clear(&facts->tree);
     partition_table_free(facts->table);
     image_close(facts->image);
 }
@@ -48,6 +50,10 @@ static int facts_gather(const char *path, const struct cli_options *options, str
         r = partition_table_read(facts->image, &facts->table, err);
     if (r >= 0)
         r = count_bytes(facts, err);
+    if (r < 0)
+        return r;
+    const struct hashtree_file_options keep = {.snapshot = options->image.snapshot};
+    r = hashtree_file_info(facts->image, &keep, &facts->tree, err);
     if (r < 0)
         return r;
     /* Many an image has none. */
@@ -187,6 +193,31 @@ static unsigned chain_length(const struct facts *facts)
     return length;
 }
 
+static const char *tree_state(const struct hashtree_file_info *tree)
+{
+    return !tree->exists          ? "none"
+           : tree->damage != NULL ? "damaged"
+           : tree->current        ? "current"
+                                  : "outdated";
+}
+
+static void fill_tree(struct object *object, const struct hashtree_file_info *tree)
+{
+    char root[2 * VERITY_DIGEST_MAX + 1];
+
+    put(object, "path", json_text(tree->path));
+    put(object, "state", json_string(tree_state(tree)));
+    if (!tree->exists || tree->damage != NULL)
+        return;
+    hex_encode(tree->root, tree->root_size, root);
+    put(object, "root_hash", json_string(root));
+    put(object, "start", number(tree->start));
+    put(object, "size", number(tree->size));
+    put(object, "lean", json_boolean(tree->lean));
+    put(object, "tracking", json_boolean(tree->tracking));
+    put(object, "disk_usage", number(tree->usage));
+}
+
 static int print_json(const struct facts *facts, struct error *err)
 {
     _cleanup_json_ json_t *json = json_object();
@@ -207,6 +238,13 @@ static int print_json(const struct facts *facts, struct error *err)
     put(&object, "partition_table_uuid", json_text(table->uuid));
     put(&object, "sector_size", number(table->sector_size));
     put(&object, "partitions", make_array(table->count, fill_partition, facts, err));
+    struct object tree = {.json = json_object(), .err = err};
+    if (tree.json == NULL)
+        return error_oom(err);
+    fill_tree(&tree, &facts->tree);
+    put(&object, "tree_file", tree.json);
+    if (tree.result < 0)
+        return tree.result;
     return object.result < 0 ? object.result : json_print(json, err);
 }
 
@@ -400,6 +438,25 @@ static void print_partitions(const struct facts *facts)
         print_partition(facts, &table->partitions[i]);
 }
 
+static void print_tree(const struct hashtree_file_info *tree)
+{
+    char size[FORMAT_SIZE_MAX], root[2 * VERITY_DIGEST_MAX + 1];
+
+    if (!tree->exists)
+        return;
+    print_line("Tree file:", tree->path);
+    print_label("");
+    if (tree->damage != NULL) {
+        print_text(tree->damage);
+        putchar('\n');
+        return;
+    }
+    printf("%s%s%s, %s\n", tree_state(tree), tree->lean ? ", lean" : "",
+           tree->tracking ? ", changes tracked" : "", format_size(tree->usage, size));
+    hex_encode(tree->root, tree->root_size, root);
+    print_line("Root hash:", tree->current ? root : NULL);
+}
+
 static void print_table(const struct facts *facts)
 {
     const struct image_info *info = image_info(facts->image, 0);
@@ -427,6 +484,7 @@ static void print_table(const struct facts *facts)
     print_partitions(facts);
     print_snapshots(info);
     print_bitmaps(info);
+    print_tree(&facts->tree);
 }
 
 static int info_run(const struct cli_options *options, int argc, char **argv, void *context,

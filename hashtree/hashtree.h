@@ -94,6 +94,24 @@ struct hashtree_changes {
     void *arg;
 };
 
+/* What a tree file is, for somebody who looks. */
+struct hashtree_file_info {
+    char *path;   /* owned */
+    bool exists;  /* the rest is filled only if it does and is not damaged */
+    char *damage; /* owned: why it is not believed, or NULL */
+    bool current; /* the image is what it was made of */
+    bool lean;
+    bool tracking;        /* it names a dirty bitmap */
+    uint64_t usage;       /* bytes on disk */
+    uint64_t start, size; /* bytes of the image that it covers */
+    uint8_t root[VERITY_DIGEST_MAX];
+    size_t root_size;
+};
+int hashtree_file_info(struct image *image, const struct hashtree_file_options *options,
+                       struct hashtree_file_info *ret, struct error *err);
+void hashtree_file_info_clear(struct hashtree_file_info *info);
+DEFINE_CLEANUP_INPLACE(struct hashtree_file_info, hashtree_file_info_clear);
+
 /* --- Data that changes --- */
 
 /* To be called before the first hashtree_changed(), and before anything is asked of the tree. */

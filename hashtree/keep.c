@@ -245,3 +245,52 @@ void keep_free(struct keep *keep)
     free(keep->path);
     free(keep);
 }
+
+/* --- Looking --- */
+
+int hashtree_file_info(struct image *image, const struct hashtree_file_options *options,
+                       struct hashtree_file_info *ret, struct error *err)
+{
+    /* No tree: the file says what it is of. */
+    struct hashtree tree = {.image = image};
+    struct keep *keep = calloc(1, sizeof(*keep));
+    _cleanup_error_ struct error open_err = ERROR_INIT;
+    struct verity_geometry geometry;
+
+    *ret = (struct hashtree_file_info){0};
+    if (keep == NULL)
+        return error_oom(err);
+    keep->tree = &tree;
+    int r = keep_init(keep, options, err);
+    if (r < 0) {
+        keep_free(keep);
+        return r;
+    }
+    r = tree_file_open(keep->path, &keep->file, &open_err);
+    ret->exists = r != -ENOENT;
+    if (r < 0 && r != -ENOENT)
+        ret->damage = strdup(error_message(&open_err));
+    if (r == 0 &&
+        verity_geometry_init(&tree_file_header(keep->file)->params, &geometry, NULL) == 0) {
+        const struct tree_header *header = tree_file_header(keep->file);
+        ret->current = strcmp(header->view, keep->view) == 0 && !encrypted(image) &&
+                       keep_take_identities(keep) && keep_header_current(keep, header, 0);
+        ret->lean = header->lean;
+        ret->tracking = header->granularity != 0;
+        ret->usage = tree_file_usage(keep->file);
+        ret->start = header->start;
+        ret->size = header->params.data_blocks * header->params.data_block_size;
+        memcpy(ret->root, header->root, sizeof(ret->root));
+        ret->root_size = geometry.digest_size;
+    }
+    ret->path = TAKE_PTR(keep->path);
+    keep_free(keep);
+    return 0;
+}
+
+void hashtree_file_info_clear(struct hashtree_file_info *info)
+{
+    free(info->path);
+    free(info->damage);
+    *info = (struct hashtree_file_info){0};
+}
