@@ -500,7 +500,7 @@ const struct cli_command cmd_boot = {
         "that the guest powered off or, with --until, that a line of the console matched; lines\n"
         "are matched without escape sequences, the last one also while it is not complete.\n"
         "The program that runs is qemu-system-x86_64, or $QVERITY_QEMU.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP,
     .options = boot_options,
     .takes_rest = true,
     .operands_min = 1,
