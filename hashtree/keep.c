@@ -25,10 +25,14 @@ static void fill_header(const struct keep *keep, const struct proof *proof,
     memcpy(header->view, keep->view, sizeof(header->view));
     memcpy(header->files, keep->identities, keep->file_count * sizeof(header->files[0]));
     if (proof->method == HASHTREE_BITMAP) {
+        /* The bitmap was not cleared: it still tells all that changed since then. It must not be
+         * believed any more once it is put back to a state before this one, though. */
+        if (!proof_record_granules(proof->bits, header))
+            header->recorded_count = 0;
+        else
+            header->granularity = old->granularity;
         header->lean = old->lean;
         memcpy(header->base, old->base, sizeof(header->base));
-        /* The bitmap was not cleared: it still tells all that changed since then. */
-        header->granularity = old->granularity;
         memcpy(header->bitmap_generation, old->bitmap_generation,
                sizeof(header->bitmap_generation));
         header->canary_count = old->canary_count;
@@ -68,7 +72,7 @@ static struct tree_writer *start_writing(const struct keep *keep, const struct p
     r = proof->method == HASHTREE_BITMAP ? tree_writer_update(keep->file, header, &writer, &err)
                                          : tree_writer_new(keep->path, header, &writer, &err);
     if (r < 0) {
-        log_info("no tree is kept: %s", error_message(&err));
+        log_warning("no tree is kept: %s", error_message(&err));
         return NULL;
     }
     return writer;
@@ -200,6 +204,12 @@ int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *opt
     }
     tree->keep = keep;
     r = tree_file_open(keep->path, &keep->file, &open_err);
+    if (r < 0 && options->path != NULL && !tree_file_replaceable(keep->path)) {
+        log_warning("no tree is kept: %s is there and is no tree file", keep->path);
+        keep_reason(tree, error_message(&open_err));
+        keep_free(TAKE_PTR(tree->keep));
+        return 0;
+    }
     if (r < 0) {
         keep_reason(tree, r == -ENOENT ? "there is no tree file" : error_message(&open_err));
         return 0;

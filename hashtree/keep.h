@@ -86,6 +86,9 @@ bool proof_header_fits(const struct keep *keep, const struct tree_header *header
 bool proof_same_bitmap(const struct keep *keep, const struct image_bitmap_bits *bits,
                        const struct tree_header *header);
 
+/* Notes which granules are set. False if that is too much to note. */
+bool proof_record_granules(const struct image_bitmap_bits *bits, struct tree_header *header);
+
 /* --- keep.c --- */
 
 /* Opens the tree file anew, after it was written. */

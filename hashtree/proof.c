@@ -114,6 +114,10 @@ static void use_base(struct proof *proof, enum hashtree_method method, struct tr
  * added again, or cleared by somebody else, lacks the granules that were set on purpose, unless
  * writes happened to hit every single one: with a quarter of all granules set, one in 4^16 times.
  * If more are set, reading everything takes hardly longer.
+ *
+ * The tree file may have been written again since the bitmap was reset. If the image was then put
+ * back to a state between the two, it has the same generation and canaries, but lacks bits that
+ * were set when the tree file was written; they are noted there.
  */
 bool proof_same_bitmap(const struct keep *keep, const struct image_bitmap_bits *bits,
                        const struct tree_header *header)
@@ -130,12 +134,32 @@ bool proof_same_bitmap(const struct keep *keep, const struct image_bitmap_bits *
     image_bitmap_generation(generation_bits, generation);
     if (memcmp(generation, header->bitmap_generation, sizeof(generation)) != 0)
         return false;
+    for (uint32_t i = 0; i < header->recorded_count; i++) {
+        uint64_t first = header->recorded_granules[i].first * header->granularity;
+        uint64_t after = header->recorded_granules[i].end * header->granularity;
+        if (!image_bitmap_next(bits, first, &start, &end) || start > first || end < after)
+            return false;
+    }
     for (uint32_t i = 0; i < header->canary_count; i++) {
         uint64_t at = header->canaries[i] * header->granularity;
         if (!image_bitmap_next(bits, at, &start, &end) || start > at)
             return false;
     }
     return header->canary_count == IMAGE_BITMAP_CANARIES;
+}
+
+bool proof_record_granules(const struct image_bitmap_bits *bits, struct tree_header *header)
+{
+    uint64_t granularity = image_bitmap_granularity(bits), start, end;
+
+    header->recorded_count = 0;
+    for (uint64_t at = 0; image_bitmap_next(bits, at, &start, &end); at = end) {
+        if (header->recorded_count == TREE_FILE_RECORDED_MAX || end / granularity > UINT32_MAX)
+            return false;
+        header->recorded_granules[header->recorded_count++] = (struct tree_file_granules){
+            (uint32_t)(start / granularity), (uint32_t)(end / granularity)};
+    }
+    return true;
 }
 
 static bool try_bitmap(struct keep *keep, struct proof *proof)

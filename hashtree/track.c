@@ -6,6 +6,7 @@
  * the way leaves a tree file whose generation the image does not have, and the next update reads
  * everything. No writer can slip between: the image is locked against them from before it was read.
  */
+#include <errno.h>
 #include <string.h>
 #include <sys/random.h>
 
@@ -27,6 +28,10 @@ static int reset(struct keep *keep, struct tree_writer *writer, struct tree_head
 {
     const struct tree_header old = *tree_file_header(keep->file);
 
+    /* The new identity must not vouch for what somebody wrote past the locks. */
+    if (!keep_files_unchanged(keep))
+        return error_set(err, EAGAIN, "%s: it was written to while it was read",
+                         image_path(keep->tree->image));
     int r = tree_writer_commit(writer, header, true, err);
     if (r < 0)
         return r;
@@ -67,6 +72,7 @@ int hashtree_track(struct hashtree *tree, bool *ret_tracked, struct error *err)
     struct tree_header header = *tree_file_header(keep->file);
     header.granularity = image_bitmap_granularity(bits);
     header.canary_count = IMAGE_BITMAP_CANARIES;
+    header.recorded_count = 0;
     int r = image_bitmap_choose_canaries(bits, header.canaries, header.canary_count, err);
     if (r < 0)
         return r;

@@ -12,6 +12,7 @@
 #include "hashtree/tree-file.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -132,6 +133,12 @@ static void code_header(struct codec *c, struct tree_header *h)
         code_time(c, &h->files[i].mtime);
         code_time(c, &h->files[i].ctime);
     }
+    h->recorded_count =
+        (uint32_t)min_u64(code_number(c, h->recorded_count), TREE_FILE_RECORDED_MAX);
+    for (size_t i = 0; i < h->recorded_count; i++) {
+        h->recorded_granules[i].first = (uint32_t)code_number(c, h->recorded_granules[i].first);
+        h->recorded_granules[i].end = (uint32_t)code_number(c, h->recorded_granules[i].end);
+    }
 }
 
 static void encode_slot(const struct tree_header *header, uint8_t slot[static SLOT_SIZE])
@@ -250,6 +257,24 @@ static int open_at_depth(const char *path, unsigned depth, struct tree_file **re
 int tree_file_open(const char *path, struct tree_file **ret, struct error *err)
 {
     return open_at_depth(path, 0, ret, err);
+}
+
+bool tree_file_replaceable(const char *path)
+{
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    uint8_t head[sizeof(magic)];
+    struct stat st;
+
+    if (fd < 0)
+        return errno == ENOENT;
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return false;
+    for (unsigned i = 0; i < 2; i++) {
+        ssize_t n = io_read_some_at(fd, path, head, sizeof(head), (uint64_t)i * SLOT_SIZE, NULL);
+        if (n == (ssize_t)sizeof(head) && memcmp(head, magic, sizeof(magic)) == 0)
+            return true;
+    }
+    return st.st_size == 0;
 }
 
 void tree_file_close(struct tree_file *file)

@@ -22,6 +22,7 @@
 #define TREE_FILE_VIEW_MAX 256  /* bytes, with the NUL */
 #define TREE_FILE_BASE_MAX 1024 /* bytes, with the NUL */
 #define TREE_FILE_CANARIES_MAX 16
+#define TREE_FILE_RECORDED_MAX 440 /* ranges of granules */
 
 /* What tells a host file, and its contents, from others. */
 struct tree_file_identity {
@@ -55,6 +56,11 @@ struct tree_header {
     uint8_t bitmap_generation[16];
     uint32_t canary_count;
     uint64_t canaries[TREE_FILE_CANARIES_MAX]; /* numbers of granules that were set on purpose */
+    /* Which granules were set when this was written: the bitmap was not reset then. */
+    uint32_t recorded_count;
+    struct tree_file_granules {
+        uint32_t first, end;
+    } recorded_granules[TREE_FILE_RECORDED_MAX];
 };
 
 struct tree_file;
@@ -64,6 +70,10 @@ struct tree_file;
  * it is not one, is damaged, or of another version. *ret is freed with tree_file_close().
  */
 int tree_file_open(const char *path, struct tree_file **ret, struct error *err);
+/* Whether a new tree file may take the place of what is at `path`: nothing, an empty file, or what
+ * was a tree file, however damaged. */
+bool tree_file_replaceable(const char *path);
+
 void tree_file_close(struct tree_file *file);
 DEFINE_CLEANUP(struct tree_file, tree_file_close);
 #define _cleanup_tree_file_ _cleanup_(tree_file_close_cleanup)
