@@ -80,7 +80,7 @@ struct server {
     const char *mount_options;
     const char *directory;
     const struct cli_target *target;
-    const struct verity_params *params;
+    struct hashtree *tree;
     int report; /* pipe to the waiting parent; -1 in the foreground */
     const struct descriptors *inherited;
     struct fs *fs;
@@ -171,15 +171,10 @@ static void on_build_ended(void *arg)
 
 static int serve(struct server *server, bool foreground, struct error *err)
 {
-    _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
     _cleanup_(fs_free_cleanup) struct fs *fs = NULL;
     const struct cli_target *target = server->target;
     sigset_t signals;
 
-    int r = hashtree_new(target->image, target->partition->start, server->params,
-                         &server->cli->tree, &tree, err);
-    if (r < 0)
-        return r;
     /* From the mounting on, a signal must not end us before we can unmount. */
     ending_signals(&signals);
     sigprocmask(SIG_BLOCK, &signals, NULL);
@@ -188,14 +183,14 @@ static int serve(struct server *server, bool foreground, struct error *err)
         .image = target->image,
         .partitions = target->partitions,
         .data = target->partition,
-        .tree = tree,
+        .tree = server->tree,
         .mount_options = server->mount_options,
         .ready = on_ready,
         .build_started = foreground ? on_build_started : NULL,
         .build_ended = foreground ? on_build_ended : NULL,
         .arg = server,
     };
-    r = fs_mount(&options, server->directory, &fs, err);
+    int r = fs_mount(&options, server->directory, &fs, err);
     if (r < 0)
         return r;
     server->fs = fs;
@@ -303,24 +298,36 @@ static int absolute_path(const char *path, char **ret, struct error *err)
     return 0;
 }
 
+/* The image and its tree, by names that stay right in the daemon. */
+static int open_target(const char *path, struct cli_options *options, struct cli_target *target,
+                       char **ret_tree_path, struct hashtree **ret_tree, struct error *err)
+{
+    _cleanup_free_ char *image = NULL;
+
+    int r = absolute_path(path, &image, err);
+    if (r == 0 && options->keep.path != NULL) {
+        r = absolute_path(options->keep.path, ret_tree_path, err);
+        options->keep.path = *ret_tree_path;
+    }
+    if (r < 0)
+        return r;
+    r = cli_target_open(image, options, NULL, target, err);
+    return r < 0 ? r : cli_tree_new(options, target, ret_tree, err);
+}
+
 static int mount_run(const struct cli_options *options, int argc, char **argv, void *context,
                      struct error *err)
 {
     const struct mount_context *mount = context;
-    _cleanup_free_ char *image = NULL, *directory = NULL;
+    struct cli_options absolute = *options;
+    _cleanup_free_ char *directory = NULL, *tree_path = NULL;
     _cleanup_target_ struct cli_target target = {0};
+    _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
     struct descriptors inherited;
-    struct verity_params params;
 
     (void)argc;
     list_descriptors(&inherited);
-    int r = absolute_path(argv[0], &image, err);
-    if (r < 0)
-        return r;
-    r = cli_target_open(image, options, NULL, &target, err);
-    if (r < 0)
-        return r;
-    r = cli_verity_params(options, &target, &params, err);
+    int r = open_target(argv[0], &absolute, &target, &tree_path, &tree, err);
     if (r < 0)
         return r;
     r = fs_check_directory(argv[1], &directory, err);
@@ -331,7 +338,7 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
         .mount_options = mount->options,
         .directory = directory,
         .target = &target,
-        .params = &params,
+        .tree = tree,
         .report = -1,
         .inherited = &inherited,
     };

@@ -148,6 +148,18 @@ is "dd of the end is short" "$(dd if=mnt/disk bs=4096 skip=2560 status=none | wc
 like "its table" "$(cat mnt/table)" '^0 20480 verity 1 /dev/sda /dev/sdb 4096 4096 2560 1 '
 unmount
 
+# --- The tree file ---
+
+mkdir elsewhere
+ok "a tree file by a relative name" mount_image disk.qcow2 --tree elsewhere/tree
+is "at first no root hash is known" "$(jq .build.root_known mnt/stats.json)" false
+is "then it is" "$(cat mnt/root-hash)" "$root"
+unmount
+mount_image disk.qcow2 --tree elsewhere/tree
+is "and the next mount knows it at once" "$(jq .build.root_known mnt/stats.json) $(cat mnt/root-hash)" "true $root"
+same "with the same hash device" mnt/hash hash.ref
+unmount
+
 # --- Hash devices ---
 
 # The same parameters through the mount and by veritysetup: blocks of the data, then options.
