@@ -6,7 +6,6 @@
 #include <openssl/provider.h>
 #include <pthread.h>
 #include <string.h>
-#include <strings.h>
 
 #include "common/cleanup.h"
 
@@ -32,16 +31,6 @@ static void library_open(void)
     (void)OSSL_PROVIDER_try_load(ctx, "legacy", 1);
     ERR_clear_error();
     library = ctx;
-}
-
-/* The kernel's names for digests that OpenSSL spells otherwise. */
-static const char *openssl_name(const char *digest)
-{
-    if (strcasecmp(digest, "blake2b-512") == 0)
-        return "blake2b512";
-    if (strcasecmp(digest, "blake2s-256") == 0)
-        return "blake2s256";
-    return digest;
 }
 
 static void md_free(EVP_MD *md)
@@ -72,7 +61,7 @@ static int digest_fetch(const char *digest, EVP_MD **ret, struct error *err)
     if (library == NULL)
         return error_set(err, EIO, "OpenSSL's default provider cannot be loaded");
 
-    _cleanup_(md_free_cleanup) EVP_MD *md = EVP_MD_fetch(library, openssl_name(digest), NULL);
+    _cleanup_(md_free_cleanup) EVP_MD *md = EVP_MD_fetch(library, digest, NULL);
     if (md == NULL) {
         ERR_clear_error();
         return error_set(err, EINVAL, "hash algorithm '%s' is not known to OpenSSL", digest);

@@ -11,9 +11,14 @@
  * through the fastest kernel this CPU has (several blocks at once); every other digest through
  * OpenSSL's EVP.
  *
- * The kernel is chosen once, by CPUID; QVERITY_HASH_KERNEL in the environment forces one by name:
- * "avx512", "shani", "avx2", "openssl". A hasher does not change after hasher_new() and may be used
- * from any number of threads at once.
+ * The kernel is chosen by CPUID: the first of "avx512", "shani", "avx2" and "openssl" that the CPU
+ * can run, but "shani" before "avx512" on Zen 4, where it is faster. QVERITY_HASH_KERNEL in the
+ * environment forces one by name. A call with more blocks is faster by the block: avx512 takes 16
+ * at once, shani 4, avx2 8. What is left over goes to a lower kernel: avx512's to shani if the CPU
+ * has it; avx512's without that, and avx2's, in lanes that stay partly empty; one or two blocks to
+ * OpenSSL.
+ *
+ * A hasher does not change after hasher_new() and may be used from any number of threads at once.
  */
 struct hasher;
 
@@ -23,10 +28,11 @@ enum hasher_salt {
 };
 
 /*
- * `digest` is a name that veritysetup takes for --hash: one of OpenSSL's (default and legacy
- * provider), or the kernel's blake2b-512 and blake2s-256. Case does not matter. -EINVAL if OpenSSL
- * has no such digest or its size is not fixed or above 64 bytes, or if QVERITY_HASH_KERNEL names no
- * kernel or one that this CPU lacks. `salt` is copied. Freed with hasher_free().
+ * `digest` is a name that veritysetup takes for --hash: one that OpenSSL's default or legacy
+ * provider knows, which includes the kernel's names; case does not matter. -EINVAL if there is no
+ * such digest or its size is not fixed or above 64 bytes, if the salt is longer than 256 bytes, or
+ * if QVERITY_HASH_KERNEL names no kernel or one that this CPU lacks. `salt` is copied. Freed with
+ * hasher_free().
  */
 int hasher_new(const char *digest, enum hasher_salt where, const uint8_t *salt, size_t salt_size,
                struct hasher **ret, struct error *err);

@@ -7,7 +7,8 @@
 /*
  * The SHA extensions do two rounds in one instruction, which takes four cycles but could be started
  * every cycle: one message at a time leaves three quarters of the unit idle. Here four (two, one)
- * messages go through it in turn. More than four gain nothing: then the unit is busy.
+ * messages go through it in turn. More gain nothing: then the unit is busy, and registers are
+ * short.
  *
  * The state is held as the instructions want it: a, b, e, f in one register, c, d, g, h in another.
  * The arrays of `lanes` elements vanish when the loops are unrolled, which is why everything is
@@ -37,11 +38,9 @@ INLINE void round_4(unsigned lanes, unsigned t, struct state *s, __m128i m[LANES
         s->cdgh[l] = _mm_sha256rnds2_epu32(s->cdgh[l], s->abef[l], wk);
         wk = _mm_unpackhi_epi64(wk, wk);
         s->abef[l] = _mm_sha256rnds2_epu32(s->abef[l], s->cdgh[l], wk);
-    }
-    if (!schedule)
-        return;
-    EACH_LANE
-    {
+        if (!schedule)
+            continue;
+
         __m128i w = _mm_sha256msg1_epu32(m[l][t % 4], m[l][(t + 1) % 4]);
         __m128i w9 = _mm_alignr_epi8(m[l][(t + 3) % 4], m[l][(t + 2) % 4], 4);
 
@@ -70,8 +69,10 @@ INLINE void compress(unsigned lanes, const uint32_t start[static 8], const struc
 
             EACH_LANE
             {
-                const __m128i_u *data = (const __m128i_u *)(run->data[l] + offset);
+                const uint8_t *at = run->data[l] + offset;
+                const __m128i_u *data = (const __m128i_u *)at;
 
+                _mm_prefetch((const char *)at + run->ahead, _MM_HINT_T1);
                 m[l][0] = _mm_shuffle_epi8(_mm_loadu_si128(data), swap);
                 m[l][1] = _mm_shuffle_epi8(_mm_loadu_si128(data + 1), swap);
                 m[l][2] = _mm_shuffle_epi8(_mm_loadu_si128(data + 2), swap);

@@ -25,6 +25,7 @@ extern const uint32_t sha256_initial[8];
 struct sha256_run {
     const uint8_t *const *data;
     size_t chunks;
+    size_t ahead; /* this many bytes behind a chunk lies one that may be prefetched; or 0 */
 };
 
 /*
@@ -46,6 +47,7 @@ enum {
     SHA256_CPU_AVX512 = 1 << 0, /* AVX-512 F, BW and VL */
     SHA256_CPU_SHANI = 1 << 1,  /* the SHA extensions, and AVX for their three-operand neighbours */
     SHA256_CPU_AVX2 = 1 << 2,
+    SHA256_CPU_HALVES = 1 << 3, /* does operations of 512 bits in two halves */
 };
 unsigned sha256_cpu_features(void);
 
@@ -66,8 +68,12 @@ struct sha256_plan {
     unsigned n_steps;
 };
 
-/* The plan for kernel `name`, or with NULL the best for a CPU with these features. -EINVAL if there
- * is no such kernel or these features do not suffice; the message lists what there is. */
+/*
+ * The plan for kernel `name`, or with NULL the best for a CPU with these features: the first of
+ * avx512, shani, avx2, openssl that it can run; but shani before avx512 where 512 bits are done in
+ * halves. -EINVAL if there is no such kernel or these features do not suffice; the message lists
+ * what there is.
+ */
 int sha256_choose(const char *name, unsigned features, struct sha256_plan *ret, struct error *err);
 
 /* What one salt makes the same in all messages. */
