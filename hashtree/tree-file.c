@@ -19,6 +19,7 @@
 #include <openssl/sha.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 
 #include "common/checked.h"
@@ -43,7 +44,9 @@ struct tree_file {
 struct tree_writer {
     int fd;
     char *path;
-    char *temporary; /* NULL once it has its name, or when updating in place */
+    char
+        *temporary; /* NULL while it has no name, once it has the right one, or updating in place */
+    bool nameless;  /* made by O_TMPFILE, and not named yet */
     struct verity_geometry geometry;
     bool lean;
     uint64_t generation;
@@ -344,6 +347,66 @@ static int writer_new(const struct tree_header *header, const char *path, struct
     return verity_geometry_init(&header->params, &writer->geometry, err);
 }
 
+/* The directory that `path` is in. */
+static char *directory_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (slash == NULL)
+        return strdup(".");
+    return strndup(path, slash == path ? 1 : (size_t)(slash - path));
+}
+
+/* A file without a name, which nothing leaves behind; where the file system has none such, one with
+ * a name of its own. What others may read of the image they may read here: umask decides. */
+static int create_file(struct tree_writer *writer, struct error *err)
+{
+    _cleanup_free_ char *directory = directory_of(writer->path);
+
+    if (directory == NULL)
+        return error_oom(err);
+    writer->fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    if (writer->fd >= 0) {
+        writer->nameless = true;
+        return 0;
+    }
+    if (asprintf(&writer->temporary, "%s.XXXXXX", writer->path) < 0) {
+        writer->temporary = NULL;
+        return error_oom(err);
+    }
+    writer->fd = mkostemp(writer->temporary, O_CLOEXEC);
+    if (writer->fd < 0) {
+        int r = error_set_errno(err, errno, "%s: cannot create", writer->temporary);
+        free(TAKE_PTR(writer->temporary));
+        return r;
+    }
+    mode_t mask = umask(0);
+    umask(mask);
+    (void)fchmod(writer->fd, 0666 & ~mask);
+    return 0;
+}
+
+/* Gives a nameless file a name, from which it can be renamed: linkat() does not replace a file. */
+static int name_file(struct tree_writer *writer, struct error *err)
+{
+    char self[64];
+    uint32_t number;
+
+    if (getrandom(&number, sizeof(number), 0) != sizeof(number) ||
+        asprintf(&writer->temporary, "%s.%08" PRIx32, writer->path, number) < 0) {
+        writer->temporary = NULL;
+        return error_oom(err);
+    }
+    snprintf(self, sizeof(self), "/proc/self/fd/%d", writer->fd);
+    if (linkat(AT_FDCWD, self, AT_FDCWD, writer->temporary, AT_SYMLINK_FOLLOW) < 0) {
+        int r = error_set_errno(err, errno, "%s: cannot create", writer->temporary);
+        free(TAKE_PTR(writer->temporary));
+        return r;
+    }
+    writer->nameless = false;
+    return 0;
+}
+
 int tree_writer_new(const char *path, const struct tree_header *header, struct tree_writer **ret,
                     struct error *err)
 {
@@ -352,21 +415,9 @@ int tree_writer_new(const char *path, const struct tree_header *header, struct t
     int r = writer_new(header, path, &writer, err);
     if (r < 0)
         return r;
-    if (asprintf(&writer->temporary, "%s.XXXXXX", path) < 0) {
-        writer->temporary = NULL;
-        return error_oom(err);
-    }
-    writer->fd = mkostemp(writer->temporary, O_CLOEXEC);
-    if (writer->fd < 0) {
-        r = error_set_errno(err, errno, "%s: cannot create", writer->temporary);
-        free(TAKE_PTR(writer->temporary));
+    r = create_file(writer, err);
+    if (r < 0)
         return r;
-    }
-    /* A cache of something that others may read: nothing in it is secret to them, but it is no
-     * more public than umask wants. */
-    mode_t mask = umask(0);
-    umask(mask);
-    (void)fchmod(writer->fd, 0666 & ~mask);
     *ret = TAKE_PTR(writer);
     return 0;
 }
@@ -423,15 +474,12 @@ int tree_writer_nodes(struct tree_writer *writer, unsigned level, uint64_t first
 
 static int sync_directory(const char *path, struct error *err)
 {
-    _cleanup_free_ char *directory = strdup(path);
+    _cleanup_free_ char *directory = directory_of(path);
     _cleanup_close_ int fd = -1;
 
     if (directory == NULL)
         return error_oom(err);
-    char *slash = strrchr(directory, '/');
-    if (slash != NULL)
-        slash[slash == directory ? 1 : 0] = '\0';
-    fd = open(slash != NULL ? directory : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 || fsync(fd) < 0)
         return error_set_errno(err, errno, "%s: cannot sync its directory", path);
     return 0;
@@ -455,6 +503,11 @@ int tree_writer_commit(struct tree_writer *writer, const struct tree_header *hea
         return r;
     if (durable && fdatasync(writer->fd) < 0)
         return error_set_errno(err, errno, "%s: cannot sync", writer->path);
+    if (writer->nameless) {
+        r = name_file(writer, err);
+        if (r < 0)
+            return r;
+    }
     if (writer->temporary != NULL) {
         if (rename(writer->temporary, writer->path) < 0)
             return error_set_errno(err, errno, "%s: cannot be renamed to %s", writer->temporary,
