@@ -48,6 +48,7 @@ struct cli_options {
     unsigned verbose;  /* how often -v was given */
     int behind_dashes; /* how many of the operands stood behind "--" */
     struct image_options image;
+    const char *overlay;   /* the image is opened for writing to this file; or NULL */
     const char *partition; /* -p; NULL when not given */
     /* Verity options as given; cli_verity_params() puts them over the defaults. */
     struct {

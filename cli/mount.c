@@ -18,17 +18,20 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "fs/fs.h"
+#include "image/write.h"
 
 struct mount_context {
     bool foreground;
+    const char *overlay;
     char options[4096]; /* of -o */
 };
 
-enum { OPT_FOREGROUND, OPT_OPTIONS };
+enum { OPT_FOREGROUND, OPT_OPTIONS, OPT_OVERLAY };
 
 static const struct cli_option mount_own_options[] = {
     [OPT_FOREGROUND] = {"foreground", 'f', NULL, "stay in the foreground, log to stderr"},
     [OPT_OPTIONS] = {"options", 'o', "LIST", "mount options: allow_other, direct_io, …"},
+    [OPT_OVERLAY] = {"overlay", 0, "FILE", "let the files be written; changes go to FILE (qcow2)"},
     {0},
 };
 
@@ -41,12 +44,17 @@ static int mount_option(size_t index, const char *argument, void *context, struc
         mount->foreground = true;
         return 0;
     }
+    if (index == OPT_OVERLAY) {
+        mount->overlay = argument;
+        return 0;
+    }
     int n = snprintf(mount->options + used, sizeof(mount->options) - used, "%s%s",
                      used > 0 ? "," : "", argument);
     if (n < 0 || (size_t)n >= sizeof(mount->options) - used)
         return error_set(err, EINVAL, "-o: more than %zu bytes of mount options",
                          sizeof(mount->options) - 1);
-    return fs_check_options(argument, err);
+    /* Whether the files may be written is known when all options are. */
+    return fs_check_options(argument, true, err);
 }
 
 /* --- The process that serves --- */
@@ -169,6 +177,33 @@ static void on_build_ended(void *arg)
         progress_meter_stop(TAKE_PTR(server->meter));
 }
 
+/* Everything acknowledged becomes durable before the process ends. */
+static int flush(struct image *image, struct error *err)
+{
+    _cleanup_error_ struct error flush_err = ERROR_INIT;
+
+    if (!image_writable(image))
+        return 0;
+    int r = image_flush(image, &flush_err);
+    if (r < 0) {
+        log_error("%s", error_message(&flush_err));
+        if (err->code == 0)
+            error_move(err, &flush_err);
+    }
+    return r;
+}
+
+#define ABANDONED_FLUSH_SECONDS 10
+
+/* Ends the process while a thread hangs; the overlay may hang as well. */
+static _Noreturn void leave_abandoned(struct image *image)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+
+    alarm(ABANDONED_FLUSH_SECONDS);
+    _exit(flush(image, &err) < 0 ? CLI_FAILED : CLI_DONE);
+}
+
 static int serve(struct server *server, bool foreground, struct error *err)
 {
     _cleanup_(fs_free_cleanup) struct fs *fs = NULL;
@@ -200,8 +235,9 @@ static int serve(struct server *server, bool foreground, struct error *err)
     sigprocmask(SIG_BLOCK, &signals, NULL);
     signalled_fs = NULL;
     if (r == FS_ABANDONED)
-        _exit(CLI_DONE); /* a thread still uses all of this */
-    return r;
+        leave_abandoned(target->image); /* a thread still uses all of this */
+    int flushed = flush(target->image, err);
+    return r < 0 ? r : flushed;
 }
 
 /* --- The parent --- */
@@ -302,16 +338,20 @@ static int absolute_path(const char *path, char **ret, struct error *err)
 static int open_target(const char *path, struct cli_options *options, struct cli_target *target,
                        char **ret_tree_path, struct hashtree **ret_tree, struct error *err)
 {
-    _cleanup_free_ char *image = NULL;
+    _cleanup_free_ char *image = NULL, *overlay = NULL;
 
     int r = absolute_path(path, &image, err);
     if (r == 0 && options->keep.path != NULL) {
         r = absolute_path(options->keep.path, ret_tree_path, err);
         options->keep.path = *ret_tree_path;
     }
+    if (r == 0 && options->overlay != NULL)
+        r = absolute_path(options->overlay, &overlay, err);
     if (r < 0)
         return r;
+    options->overlay = overlay;
     r = cli_target_open(image, options, NULL, target, err);
+    options->overlay = NULL;
     return r < 0 ? r : cli_tree_new(options, target, ret_tree, err);
 }
 
@@ -319,6 +359,7 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
                      struct error *err)
 {
     const struct mount_context *mount = context;
+    _cleanup_error_ struct error option_err = ERROR_INIT;
     struct cli_options absolute = *options;
     _cleanup_free_ char *directory = NULL, *tree_path = NULL;
     _cleanup_target_ struct cli_target target = {0};
@@ -327,7 +368,11 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
 
     (void)argc;
     list_descriptors(&inherited);
-    int r = open_target(argv[0], &absolute, &target, &tree_path, &tree, err);
+    int r = fs_check_options(mount->options, mount->overlay != NULL, &option_err);
+    if (r < 0)
+        return cli_usage_error(err, "%s", error_message(&option_err));
+    absolute.overlay = mount->overlay;
+    r = open_target(argv[0], &absolute, &target, &tree_path, &tree, err);
     if (r < 0)
         return r;
     r = fs_check_directory(argv[1], &directory, err);
@@ -354,13 +399,19 @@ const struct cli_command cmd_mount = {
     .details =
         "Mounts a filesystem on DIRECTORY, which must be empty, and returns when its files can be\n"
         "read: disk, part1 and so on, data (a link to the data partition), hash (the dm-verity\n"
-        "hash device of data), root-hash, table, cmdline, params.json and stats.json. All are\n"
-        "read-only. The root hash is computed when one of the files that tell it is opened.\n"
-        "'fusermount3 -u DIRECTORY' unmounts.\n"
+        "hash device of data), root-hash, table, cmdline, params.json and stats.json. The root\n"
+        "hash is computed when one of the files that tell it is opened. 'fusermount3 -u "
+        "DIRECTORY'\n"
+        "unmounts.\n"
+        "\n"
+        "All files are read-only, unless --overlay is given: then disk, the partitions and data "
+        "can\n"
+        "be written to, and the others follow. IMAGE stays as it is: what is written goes to a\n"
+        "qcow2 file on top of it, which is made if it is missing and else goes on to be used.\n"
         "\n"
         "Mount options: allow_other, allow_root, auto_unmount, direct_io (no page cache for the\n"
         "files), max_read=BYTES, fsname=NAME, noexec, noatime and others of mount(8) that make\n"
-        "sense for a read-only filesystem.",
+        "sense here.",
     .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP,
     .options = mount_own_options,
     .operands_min = 2,

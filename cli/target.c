@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "image/write.h"
 
 void cli_target_close(struct cli_target *target)
 {
@@ -18,7 +19,9 @@ int cli_target_open(const char *path, const struct cli_options *options, const c
     _cleanup_target_ struct cli_target target = {0};
     const char *spec = options->partition != NULL ? options->partition : fallback;
 
-    int r = image_open(path, &options->image, &target.image, err);
+    int r = options->overlay != NULL
+                ? image_open_overlay(path, &options->image, options->overlay, &target.image, err)
+                : image_open(path, &options->image, &target.image, err);
     if (r < 0)
         return r;
     r = partition_table_read(target.image, &target.partitions, err);

@@ -75,12 +75,17 @@ int fs_texts_sizes(const struct fs_options *options, size_t ret[static TEXT_COUN
 
 int fs_texts_make(const struct fs_options *options, struct fs_texts *ret, struct error *err)
 {
+    const struct verity_params *params = hashtree_params(options->tree);
     uint8_t root[VERITY_DIGEST_MAX], uuid[16] = {0};
 
     int r = hashtree_root(options->tree, root, err);
-    if (r == 0 && hashtree_params(options->tree)->superblock)
-        r = hashtree_uuid(options->tree, uuid, err);
-    return r < 0 ? r : make_texts(options, root, uuid, ret, err);
+    if (r < 0)
+        return r;
+    if (params->uuid_set)
+        memcpy(uuid, params->uuid, sizeof(uuid));
+    else if (params->superblock)
+        verity_derive_uuid(params, root, hashtree_geometry(options->tree)->digest_size, uuid);
+    return make_texts(options, root, uuid, ret, err);
 }
 
 /* --- stats.json --- */

@@ -11,7 +11,7 @@
 
 /*
  * The FUSE filesystem: an image's disk and partitions and the data partition's hash device as
- * plain, read-only files of one directory.
+ * plain files of one directory.
  *
  *     disk        the whole virtual disk          hash        the dm-verity hash device
  *     part1 …     each partition                  root-hash   hex and a newline
@@ -22,6 +22,10 @@
  * Opening root-hash, table, cmdline or params.json, and reading the superblock or upper levels of
  * hash, waits for a full build of the tree; everything else answers at once. A build that fails is
  * EIO to those who wait for it, and is tried again for whoever comes a second later.
+ *
+ * If image_writable(), disk and partitions can be written to, and all files tell what was written:
+ * the texts as of when they are opened. Which files there are is told by the partition table as it
+ * was in the beginning. fsync() makes writes durable; whoever ends the fs has to image_flush().
  */
 struct fs;
 
@@ -41,8 +45,9 @@ struct fs_options {
     void *arg;
 };
 
-/* Checks mount options (-o); errors name the option that is unknown or wrong. NULL is fine. */
-int fs_check_options(const char *mount_options, struct error *err);
+/* Checks mount options (-o) for an image that is `writable` or not; errors name the option that is
+ * unknown or wrong. NULL is fine. */
+int fs_check_options(const char *mount_options, bool writable, struct error *err);
 
 /*
  * Checks that something can be mounted at `directory`: FUSE is there and may be used, and

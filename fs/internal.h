@@ -25,6 +25,7 @@
  *     node.c     which files there are, their attributes
  *     ops.c      the FUSE operations
  *     read.c     the bytes of a range of the image, gathered for a reply
+ *     write.c    the operations that change the image
  *     job.c      requests that wait for a build, or for their turn to have hash blocks computed
  *     report.c   what is logged of reads that fail
  *     content.c  root-hash, table, cmdline, params.json, stats.json
@@ -47,8 +48,8 @@ struct fs_mount_options {
 };
 
 /* `source` is shown as the mounted device unless an fsname option says otherwise. */
-int fs_options_parse(const char *text, const char *source, struct fs_mount_options *ret,
-                     struct error *err);
+int fs_options_parse(const char *text, const char *source, bool writable,
+                     struct fs_mount_options *ret, struct error *err);
 
 /* --- node.c --- */
 
@@ -81,8 +82,11 @@ struct fs_nodes {
     size_t count;
     struct stat attr;     /* what all have in common */
     uint64_t image_usage; /* bytes that the image's files take on their file systems */
+    bool writable;
+    _Atomic int64_t written_ns; /* since the epoch: the last write; 0: there was none */
 };
 
+/* `ret` must be zeroed. */
 int fs_nodes_init(const struct fs_options *options, const size_t text_sizes[static TEXT_COUNT],
                   struct fs_nodes *ret, struct error *err);
 
@@ -116,7 +120,7 @@ DEFINE_CLEANUP_INPLACE(struct fs_texts, fs_texts_clear);
 int fs_texts_sizes(const struct fs_options *options, size_t ret[static TEXT_COUNT],
                    struct error *err);
 
-/* Makes the texts. Computes the root. */
+/* Makes the texts, all of one root, which is computed. */
 int fs_texts_make(const struct fs_options *options, struct fs_texts *ret, struct error *err);
 
 /* stats.json as it is now; owned. */
@@ -154,7 +158,8 @@ struct fs_job;
 struct fs_jobs {
     pthread_mutex_t lock;
     pthread_cond_t wake;    /* the builder */
-    struct fs_job *waiting; /* for the root; all under lock */
+    struct fs_job *waiting; /* for the root, first come first; all under lock */
+    uint64_t tickets;       /* how many have waited for the root */
     struct fs_job *lane;    /* hash reads whose turn has not come, first come first */
     unsigned lane_running;  /* threads that compute hash blocks for a request */
     unsigned lane_max;      /* how many may */
@@ -163,7 +168,9 @@ struct fs_jobs {
     pthread_t builder;
     bool builder_started;
     _Atomic bool building;
-    struct fs_texts texts; /* set before texts_ready, then constant */
+    /* Set before texts_ready, then constant; or, in a mount that is written to, the builder's as of
+     * its last build. */
+    struct fs_texts texts;
     _Atomic bool texts_ready;
 };
 
@@ -191,12 +198,26 @@ bool fs_hash_needs_build(const struct verity_params *params, const struct verity
 /* Counts that `node` could not be read, and logs why unless it happens all the time. */
 void fs_log_error(struct fs_node *node, const struct error *err);
 
+/* --- write.c --- */
+
+void fs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+                 struct fuse_file_info *fi);
+void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t size,
+                     struct fuse_file_info *fi);
+void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+                   struct fuse_file_info *fi);
+
 /* --- ops.c --- */
 
 extern const struct fuse_lowlevel_ops fs_ops;
 
 /* Those that are open when the filesystem is unmounted by force get no release. */
 void fs_snapshots_free(struct fs *fs);
+
+/* Answers an open of `node` for reading `text`, which it takes, as it is now. */
+void fs_reply_open_text(fuse_req_t req, struct fs_node *node, char *text,
+                        const struct fuse_file_info *fi);
 
 /* Flags of an open file of the image. */
 void fs_open_flags(const struct fs *fs, const struct fs_node *node, struct fuse_file_info *fi);
@@ -235,7 +256,13 @@ struct fs {
     sem_t wake;        /* posted when serving has to end */
     _Atomic bool stop; /* serving has to end */
     bool abandoned;
+    bool writable; /* the image has an overlay that takes writes */
 };
+
+static inline bool fs_node_writable(const struct fs *fs, const struct fs_node *node)
+{
+    return fs->writable && node->kind == NODE_RANGE;
+}
 
 /*
  * The descriptor on which the calling thread takes requests and answers them. The kernel accepts a

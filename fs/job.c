@@ -41,6 +41,7 @@ struct fs_job {
     struct fuse_file_info fi;
     uint64_t offset;
     size_t length;
+    uint64_t ticket; /* of those that wait for the root, this many came before it, and itself */
 
     struct fs_job **list; /* that it is in; NULL: none. From here on under the lock. */
     bool entering;
@@ -83,24 +84,37 @@ static void list_remove(struct fs_job *job)
     job->list = NULL;
 }
 
-/* Takes all jobs out of the list; they stay chained. */
+/* Takes the jobs with tickets up to `last` out of the list; they stay chained. */
+static struct fs_job *list_take(struct fs_job **list, uint64_t last)
+{
+    struct fs_job *first = *list;
+    struct fs_job **end = &first;
+
+    for (; *end != NULL && (*end)->ticket <= last; end = &(*end)->next)
+        (*end)->list = NULL;
+    *list = *end;
+    *end = NULL;
+    return first;
+}
+
 static struct fs_job *list_take_all(struct fs_job **list)
 {
-    struct fs_job *all = *list;
-
-    for (struct fs_job *job = all; job != NULL; job = job->next)
-        job->list = NULL;
-    *list = NULL;
-    return all;
+    return list_take(list, UINT64_MAX);
 }
 
 /* --- Answers --- */
 
-static void answer_open(struct fs *fs, fuse_req_t req, const struct fs_node *node,
+static void answer_open(struct fs *fs, fuse_req_t req, struct fs_node *node,
                         const struct fuse_file_info *fi)
 {
     struct fuse_file_info flags = *fi;
 
+    if (fs->writable) {
+        /* In the builder, whose texts they are; the next build makes others. */
+        const char *text = fs->jobs.texts.text[node->text];
+        fs_reply_open_text(req, node, text != NULL ? strdup(text) : NULL, fi);
+        return;
+    }
     fs_open_flags(fs, node, &flags);
     fuse_reply_open(req, &flags);
 }
@@ -191,10 +205,11 @@ static int build(struct fs *fs, struct error *err)
 
     if (show && options->build_started != NULL)
         options->build_started(hashtree_progress(options->tree), options->arg);
+    fs_texts_clear(&jobs->texts);
     int r = fs_texts_make(options, &jobs->texts, err);
     if (show && options->build_ended != NULL)
         options->build_ended(options->arg);
-    if (r == 0)
+    if (r == 0 && !fs->writable)
         atomic_store(&jobs->texts_ready, true);
     return r;
 }
@@ -205,12 +220,16 @@ static void build_and_answer(struct fs *fs)
     _cleanup_error_ struct error err = ERROR_INIT;
     int r = 0;
 
+    /* Those who come during the build may mean data that it has missed. */
+    pthread_mutex_lock(&jobs->lock);
+    uint64_t last = jobs->tickets;
+    pthread_mutex_unlock(&jobs->lock);
     atomic_store(&jobs->building, true);
     if (!atomic_load(&jobs->texts_ready))
         r = build(fs, &err);
     atomic_store(&jobs->building, false);
     pthread_mutex_lock(&jobs->lock);
-    struct fs_job *all = list_take_all(&jobs->waiting);
+    struct fs_job *all = list_take(&jobs->waiting, r < 0 ? UINT64_MAX : last);
     if (r < 0)
         clock_gettime(CLOCK_MONOTONIC, &jobs->failed);
     bool stopping = jobs->stopping;
@@ -288,6 +307,7 @@ static void wait_for_build(struct fs_job *job)
         fs_node_count_error(job->node);
     }
     if (code == 0) {
+        job->ticket = ++jobs->tickets;
         list_append(&jobs->waiting, job);
         pthread_cond_signal(&jobs->wake);
     }

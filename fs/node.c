@@ -8,6 +8,7 @@
 
 #include "common/checked.h"
 #include "fs/internal.h"
+#include "image/write.h"
 
 #define FIXED_NODES 10 /* all but the partitions */
 
@@ -77,7 +78,7 @@ static void init_attr(struct fs_nodes *nodes, const struct image *image)
 int fs_nodes_init(const struct fs_options *options, const size_t text_sizes[static TEXT_COUNT],
                   struct fs_nodes *ret, struct error *err)
 {
-    struct fs_nodes nodes = {0};
+    struct fs_nodes nodes = {.writable = image_writable(options->image)};
 
     nodes.all = calloc(FIXED_NODES + options->partitions->count, sizeof(*nodes.all));
     if (nodes.all == NULL)
@@ -95,7 +96,11 @@ int fs_nodes_init(const struct fs_options *options, const size_t text_sizes[stat
     add_text(&nodes, "params.json", TEXT_PARAMS, text_sizes);
     add_named(&nodes, "stats.json", NODE_STATS, 0);
     assert(nodes.count <= FIXED_NODES + options->partitions->count);
-    *ret = nodes;
+    ret->all = nodes.all;
+    ret->count = nodes.count;
+    ret->attr = nodes.attr;
+    ret->image_usage = nodes.image_usage;
+    ret->writable = nodes.writable;
     return 0;
 }
 
@@ -145,7 +150,13 @@ void fs_node_stat(const struct fs_nodes *nodes, const struct fs_node *node, stru
     case NODE_STATS:
         break;
     }
-    ret->st_mode = S_IFREG | 0444;
+    int64_t written = atomic_load_explicit(&nodes->written_ns, memory_order_relaxed);
+    if (written != 0) {
+        ret->st_mtim.tv_sec = written / 1000000000;
+        ret->st_mtim.tv_nsec = written % 1000000000;
+        ret->st_ctim = ret->st_mtim;
+    }
+    ret->st_mode = S_IFREG | (nodes->writable && node->kind == NODE_RANGE ? 0644 : 0444);
     ret->st_nlink = 1;
     ret->st_blocks = (blkcnt_t)div_round_up(usage, 512);
 }

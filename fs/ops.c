@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The FUSE operations. Nothing of what they tell changes while the filesystem is mounted, except
- * stats.json: so the kernel may keep entries, attributes and pages for as long as it likes.
+ * stats.json: so the kernel may keep entries, attributes and pages for as long as it likes. In a
+ * mount that is written to, it may keep entries only (write.c).
  */
 #include <fcntl.h>
 #include <string.h>
@@ -22,9 +23,10 @@ static struct fs *fs_of(fuse_req_t req)
     return fuse_req_userdata(req);
 }
 
-static double timeout_of(const struct fs_node *node)
+static double timeout_of(const struct fs *fs, const struct fs_node *node)
 {
-    return node->kind == NODE_STATS ? 0.0 : TIMEOUT_SECONDS;
+    return node->kind == NODE_STATS || (fs->writable && node->kind != NODE_LINK) ? 0.0
+                                                                                 : TIMEOUT_SECONDS;
 }
 
 /* --- The connection --- */
@@ -42,6 +44,8 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     /* Cached pages never go stale. */
     conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
     conn->want |= conn->capable & FUSE_CAP_CACHE_SYMLINKS;
+    /* O_TRUNC is seen, and refused, by op_open(). */
+    conn->want |= conn->capable & FUSE_CAP_ATOMIC_O_TRUNC;
 }
 
 /* --- The directory and attributes --- */
@@ -50,7 +54,7 @@ static void make_entry(const struct fs *fs, const struct fs_node *node,
                        struct fuse_entry_param *ret)
 {
     *ret = (struct fuse_entry_param){.ino = fs_node_ino(&fs->nodes, node),
-                                     .attr_timeout = timeout_of(node),
+                                     .attr_timeout = timeout_of(fs, node),
                                      .entry_timeout = TIMEOUT_SECONDS};
     fs_node_stat(&fs->nodes, node, &ret->attr);
 }
@@ -93,7 +97,7 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
         return;
     }
     fs_node_stat(&fs->nodes, node, &st);
-    fuse_reply_attr(req, &st, timeout_of(node));
+    fuse_reply_attr(req, &st, timeout_of(fs, node));
 }
 
 static void op_readlink(fuse_req_t req, fuse_ino_t ino)
@@ -178,7 +182,7 @@ static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 
 /* --- Open files --- */
 
-/* stats.json as it was when it was opened. */
+/* stats.json, or a text of a mount that is written to, as it was when it was opened. */
 struct fs_snapshot {
     struct fs_snapshot *newer, *older;
     char *text;
@@ -205,54 +209,71 @@ void fs_snapshots_free(struct fs *fs)
         snapshot_free(fs, fs->snapshots);
 }
 
-static int snapshot_new(struct fs *fs, struct fs_snapshot **ret, struct error *err)
+/* Takes the text, which may be NULL for want of memory; so is then what is returned. */
+static struct fs_snapshot *snapshot_new(struct fs *fs, char *text)
 {
-    struct fs_snapshot *snapshot = calloc(1, sizeof(*snapshot));
+    struct fs_snapshot *snapshot = text != NULL ? calloc(1, sizeof(*snapshot)) : NULL;
 
-    if (snapshot == NULL)
-        return error_oom(err);
-    int r = fs_stats_make(&fs->options, &fs->nodes, atomic_load(&fs->jobs.building),
-                          &snapshot->text, err);
-    if (r < 0) {
-        free(snapshot);
-        return r;
+    if (snapshot == NULL) {
+        free(text);
+        return NULL;
     }
-    snapshot->length = strlen(snapshot->text);
+    snapshot->text = text;
+    snapshot->length = strlen(text);
     pthread_mutex_lock(&fs->snapshots_lock);
     snapshot->older = fs->snapshots;
     if (snapshot->older != NULL)
         snapshot->older->newer = snapshot;
     fs->snapshots = snapshot;
     pthread_mutex_unlock(&fs->snapshots_lock);
-    *ret = snapshot;
-    return 0;
+    return snapshot;
 }
 
 void fs_open_flags(const struct fs *fs, const struct fs_node *node, struct fuse_file_info *fi)
 {
     bool image = node->kind == NODE_RANGE || node->kind == NODE_HASH;
 
-    fi->keep_cache = 1;
-    fi->direct_io = image && fs->mount.direct_io;
+    fi->keep_cache = !fs->writable;
+    fi->direct_io = fs->writable || (image && fs->mount.direct_io);
 }
 
-static void open_stats(fuse_req_t req, struct fs_node *node, struct fuse_file_info *fi)
+void fs_reply_open_text(fuse_req_t req, struct fs_node *node, char *text,
+                        const struct fuse_file_info *fi)
+{
+    struct fs *fs = fs_of(req);
+    struct fuse_file_info opened = *fi;
+    struct fs_snapshot *snapshot = snapshot_new(fs, text);
+
+    if (snapshot == NULL) {
+        fs_node_count_error(node);
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    opened.fh = (uintptr_t)snapshot;
+    opened.direct_io = 1; /* it is not what others may have read; nor is the size of stats known */
+    if (fuse_reply_open(req, &opened) < 0)
+        /* Nobody waits for it any more, and there will be no release. */
+        snapshot_free(fs, snapshot);
+}
+
+static void open_stats(fuse_req_t req, struct fs_node *node, const struct fuse_file_info *fi)
 {
     struct fs *fs = fs_of(req);
     _cleanup_error_ struct error err = ERROR_INIT;
-    struct fs_snapshot *snapshot;
+    char *text;
 
-    int r = snapshot_new(fs, &snapshot, &err);
+    int r = fs_stats_make(&fs->options, &fs->nodes, atomic_load(&fs->jobs.building), &text, &err);
     if (r < 0) {
         fs_log_error(node, &err);
         fuse_reply_err(req, ENOMEM);
         return;
     }
-    fi->fh = (uintptr_t)snapshot;
-    fi->direct_io = 1; /* the size is not known beforehand */
-    if (fuse_reply_open(req, fi) < 0)
-        /* Nobody waits for it any more, and there will be no release. */
-        snapshot_free(fs, snapshot);
+    fs_reply_open_text(req, node, text, fi);
+}
+
+static bool has_snapshot(const struct fs *fs, const struct fs_node *node)
+{
+    return node->kind == NODE_STATS || (fs->writable && node->kind == NODE_TEXT);
 }
 
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -264,8 +285,12 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fuse_reply_err(req, ENOENT);
         return;
     }
-    if ((fi->flags & O_ACCMODE) != O_RDONLY) {
+    if ((fi->flags & O_ACCMODE) != O_RDONLY && !fs_node_writable(fs, node)) {
         fuse_reply_err(req, EROFS);
+        return;
+    }
+    if ((fi->flags & O_TRUNC) != 0) { /* as setattr has it */
+        fuse_reply_err(req, EPERM);
         return;
     }
     switch (node->kind) {
@@ -289,10 +314,11 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    const struct fs_node *node = fs_node_get(&fs_of(req)->nodes, ino);
+    struct fs *fs = fs_of(req);
+    const struct fs_node *node = fs_node_get(&fs->nodes, ino);
 
-    if (node != NULL && node->kind == NODE_STATS)
-        snapshot_free(fs_of(req), (struct fs_snapshot *)(uintptr_t)fi->fh);
+    if (node != NULL && has_snapshot(fs, node))
+        snapshot_free(fs, (struct fs_snapshot *)(uintptr_t)fi->fh);
     fuse_reply_err(req, 0);
 }
 
@@ -352,6 +378,10 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
         fuse_reply_err(req, EINVAL);
         return;
     }
+    if (has_snapshot(fs, node)) {
+        read_snapshot(req, node, (const struct fs_snapshot *)(uintptr_t)fi->fh, offset, size);
+        return;
+    }
     if (node->kind == NODE_TEXT) {
         if (!atomic_load(&fs->jobs.texts_ready)) { /* not opened */
             fuse_reply_err(req, EINVAL);
@@ -359,10 +389,6 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
         }
         const char *text = fs->jobs.texts.text[node->text];
         read_text(req, node, text, strlen(text), offset, size);
-        return;
-    }
-    if (node->kind == NODE_STATS) {
-        read_snapshot(req, node, (const struct fs_snapshot *)(uintptr_t)fi->fh, offset, size);
         return;
     }
     if (offset >= node->size) {
@@ -436,6 +462,7 @@ const struct fuse_lowlevel_ops fs_ops = {
     .forget = op_forget,
     .forget_multi = op_forget_multi,
     .getattr = op_getattr,
+    .setattr = fs_op_setattr,
     .readlink = op_readlink,
     .readdir = op_readdir,
     .readdirplus = op_readdirplus,
@@ -443,5 +470,8 @@ const struct fuse_lowlevel_ops fs_ops = {
     .open = op_open,
     .release = op_release,
     .read = op_read,
+    .write = fs_op_write,
+    .fsync = fs_op_fsync,
+    .fallocate = fs_op_fallocate,
     .lseek = op_lseek,
 };

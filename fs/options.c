@@ -18,7 +18,8 @@ enum option_kind {
     OPTION_PASS,    /* to libfuse */
     OPTION_IMPLIED, /* always in force */
     OPTION_IGNORED, /* meant for mount(8) or whoever reads fstab */
-    OPTION_REFUSED,
+    OPTION_RO,
+    OPTION_RW,
     OPTION_DIRECT_IO,
     OPTION_MAX_READ,
     OPTION_FSNAME,
@@ -28,27 +29,48 @@ static const struct option_rule {
     const char *name; /* one that ends with '=' takes a value; one with '*' is a prefix */
     enum option_kind kind;
 } rules[] = {
-    {"allow_other", OPTION_PASS},    {"allow_root", OPTION_PASS},
-    {"auto_unmount", OPTION_PASS},   {"noexec", OPTION_PASS},
-    {"exec", OPTION_PASS},           {"sync", OPTION_PASS},
-    {"async", OPTION_PASS},          {"dirsync", OPTION_PASS},
-    {"atime", OPTION_PASS},          {"noatime", OPTION_PASS},
-    {"diratime", OPTION_PASS},       {"nodiratime", OPTION_PASS},
-    {"relatime", OPTION_PASS},       {"norelatime", OPTION_PASS},
-    {"strictatime", OPTION_PASS},    {"nostrictatime", OPTION_PASS},
-    {"lazytime", OPTION_PASS},       {"nolazytime", OPTION_PASS},
-    {"context=", OPTION_PASS},       {"fscontext=", OPTION_PASS},
-    {"defcontext=", OPTION_PASS},    {"rootcontext=", OPTION_PASS},
-    {"ro", OPTION_IMPLIED},          {"nosuid", OPTION_IMPLIED},
-    {"nodev", OPTION_IMPLIED},       {"default_permissions", OPTION_IMPLIED},
-    {"defaults", OPTION_IGNORED},    {"auto", OPTION_IGNORED},
-    {"noauto", OPTION_IGNORED},      {"user", OPTION_IGNORED},
-    {"nouser", OPTION_IGNORED},      {"users", OPTION_IGNORED},
-    {"owner", OPTION_IGNORED},       {"group", OPTION_IGNORED},
-    {"nofail", OPTION_IGNORED},      {"_netdev", OPTION_IGNORED},
-    {"comment=", OPTION_IGNORED},    {"x-*", OPTION_IGNORED},
-    {"X-*", OPTION_IGNORED},         {"rw", OPTION_REFUSED},
-    {"direct_io", OPTION_DIRECT_IO}, {"max_read=", OPTION_MAX_READ},
+    {"allow_other", OPTION_PASS},
+    {"allow_root", OPTION_PASS},
+    {"auto_unmount", OPTION_PASS},
+    {"noexec", OPTION_PASS},
+    {"exec", OPTION_PASS},
+    {"sync", OPTION_PASS},
+    {"async", OPTION_PASS},
+    {"dirsync", OPTION_PASS},
+    {"atime", OPTION_PASS},
+    {"noatime", OPTION_PASS},
+    {"diratime", OPTION_PASS},
+    {"nodiratime", OPTION_PASS},
+    {"relatime", OPTION_PASS},
+    {"norelatime", OPTION_PASS},
+    {"strictatime", OPTION_PASS},
+    {"nostrictatime", OPTION_PASS},
+    {"lazytime", OPTION_PASS},
+    {"nolazytime", OPTION_PASS},
+    {"context=", OPTION_PASS},
+    {"fscontext=", OPTION_PASS},
+    {"defcontext=", OPTION_PASS},
+    {"rootcontext=", OPTION_PASS},
+    {"ro", OPTION_RO},
+    {"nosuid", OPTION_IMPLIED},
+    {"nodev", OPTION_IMPLIED},
+    {"default_permissions", OPTION_IMPLIED},
+    {"defaults", OPTION_IGNORED},
+    {"auto", OPTION_IGNORED},
+    {"noauto", OPTION_IGNORED},
+    {"user", OPTION_IGNORED},
+    {"nouser", OPTION_IGNORED},
+    {"users", OPTION_IGNORED},
+    {"owner", OPTION_IGNORED},
+    {"group", OPTION_IGNORED},
+    {"nofail", OPTION_IGNORED},
+    {"_netdev", OPTION_IGNORED},
+    {"comment=", OPTION_IGNORED},
+    {"x-*", OPTION_IGNORED},
+    {"X-*", OPTION_IGNORED},
+    {"rw", OPTION_RW},
+    {"direct_io", OPTION_DIRECT_IO},
+    {"max_read=", OPTION_MAX_READ},
     {"fsname=", OPTION_FSNAME},
 };
 
@@ -95,6 +117,8 @@ struct options_state {
     char *fsname;
     uint64_t max_read;
     bool direct_io;
+    bool writable; /* the image is */
+    bool read_only;
 };
 
 static void options_state_clear(struct options_state *state)
@@ -124,8 +148,14 @@ static int apply_option(struct options_state *state, const char *option, struct 
     case OPTION_IMPLIED:
     case OPTION_IGNORED:
         return 0;
-    case OPTION_REFUSED:
-        return error_set(err, EINVAL, "mount option '%s': the files are read-only", option);
+    case OPTION_RO:
+        state->read_only = true;
+        return 0;
+    case OPTION_RW:
+        if (!state->writable)
+            return error_set(err, EINVAL, "mount option '%s': the files are read-only", option);
+        state->read_only = false;
+        return 0;
     case OPTION_DIRECT_IO:
         state->direct_io = true;
         return 0;
@@ -151,10 +181,11 @@ static int apply_option(struct options_state *state, const char *option, struct 
     return -EINVAL;
 }
 
-int fs_options_parse(const char *text, const char *source, struct fs_mount_options *ret,
-                     struct error *err)
+int fs_options_parse(const char *text, const char *source, bool writable,
+                     struct fs_mount_options *ret, struct error *err)
 {
-    _cleanup_(options_state_clear_cleanup) struct options_state state = {.max_read = FS_MAX_READ};
+    _cleanup_(options_state_clear_cleanup) struct options_state state = {
+        .max_read = FS_MAX_READ, .writable = writable, .read_only = !writable};
     _cleanup_free_ char *max_read = NULL, *fsname = NULL;
     bool oom = false;
     int r;
@@ -170,8 +201,13 @@ int fs_options_parse(const char *text, const char *source, struct fs_mount_optio
     if (oom || asprintf(&max_read, "max_read=%u", (unsigned)state.max_read) < 0 ||
         asprintf(&fsname, "fsname=%s", state.fsname != NULL ? state.fsname : source) < 0)
         return error_oom(err);
-    const char *const always[] = {"ro",     "nosuid", "nodev",          "default_permissions",
-                                  max_read, fsname,   "subtype=qverity"};
+    const char *const always[] = {state.read_only ? "ro" : "rw",
+                                  "nosuid",
+                                  "nodev",
+                                  "default_permissions",
+                                  max_read,
+                                  fsname,
+                                  "subtype=qverity"};
     for (size_t i = 0; i < sizeof(always) / sizeof(always[0]); i++) {
         r = add_fuse(&state, always[i], err);
         if (r < 0)
@@ -183,11 +219,11 @@ int fs_options_parse(const char *text, const char *source, struct fs_mount_optio
     return 0;
 }
 
-int fs_check_options(const char *mount_options, struct error *err)
+int fs_check_options(const char *mount_options, bool writable, struct error *err)
 {
     struct fs_mount_options parsed;
 
-    int r = fs_options_parse(mount_options, "", &parsed, err);
+    int r = fs_options_parse(mount_options, "", writable, &parsed, err);
     if (r < 0)
         return r;
     free(parsed.fuse);

@@ -26,6 +26,7 @@
 
 #include "common/log.h"
 #include "fs/internal.h"
+#include "image/write.h"
 
 #define WORKERS_MIN 8
 #define WORKERS_MAX 32
@@ -233,13 +234,17 @@ int fs_mount(const struct fs_options *options, const char *directory, struct fs 
     fs_jobs_init(&fs->jobs, fs->worker_count);
     pthread_mutex_init(&fs->snapshots_lock, NULL);
     sem_init(&fs->wake, 0, 0);
-    int r = fs_options_parse(options->mount_options, image_path(options->image), &fs->mount, err);
+    fs->writable = image_writable(options->image);
+    int r = fs_options_parse(options->mount_options, image_path(options->image), fs->writable,
+                             &fs->mount, err);
     if (r < 0)
         return r;
     r = fs_texts_sizes(options, sizes, err);
     if (r < 0)
         return r;
     r = fs_nodes_init(options, sizes, &fs->nodes, err);
+    if (r == 0 && fs->writable)
+        r = hashtree_changing(options->tree, err);
     if (r < 0)
         return r;
     fs->directory = strdup(directory);

@@ -342,6 +342,7 @@ void hashtree_changed(struct hashtree *tree, uint64_t offset, uint64_t length)
         return;
     start -= tree->start;
     end -= tree->start;
+    atomic_store(&tree->changed, true);
     pthread_mutex_lock(&tree->lock);
     assert(tree->changes != NULL);
     change_map_add(tree->changes, start, end - start);
@@ -377,6 +378,9 @@ int hashtree_superblock(struct hashtree *tree, uint8_t *superblock, struct error
     /* Made once; libcryptsetup is not for several threads at a time. */
     pthread_mutex_lock(&tree->lock);
     if (!tree->superblock_made) {
+        /* The data may have changed by now, and the root with it. */
+        if (!tree->params.uuid_set)
+            verity_derive_uuid(&params, tree->root, tree->geometry.digest_size, params.uuid);
         r = verity_superblock_format(&params, tree->superblock, err);
         tree->superblock_made = r == 0;
     }

@@ -120,7 +120,8 @@ int hashtree_changing(struct hashtree *tree, struct error *err);
 /*
  * Bytes of the image have been written: to be called after each write, before it is acknowledged.
  * What is asked of the tree from then on speaks of the new data; the root is found anew from what
- * changed.
+ * changed. To be called before the write as well if the tree is kept in a file: that must not get
+ * what the image's files do not hold yet.
  */
 void hashtree_changed(struct hashtree *tree, uint64_t offset, uint64_t length);
 

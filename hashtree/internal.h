@@ -73,6 +73,7 @@ struct hashtree {
     uint8_t root[VERITY_DIGEST_MAX];
     struct change_map *changes; /* of the data since the root was found; NULL: it never changes */
     _Atomic bool current;       /* the root is known, and nothing changed since: set under lock */
+    _Atomic bool changed;       /* hashtree_changed() was called */
 };
 
 static inline uint64_t tree_data_size(const struct hashtree *tree)

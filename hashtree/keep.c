@@ -106,6 +106,9 @@ static void finish_writing(struct keep *keep, struct tree_writer *writer,
 
     memcpy(header->root, result->root, sizeof(header->root));
     header->zero_blocks = result->zero_blocks;
+    /* What was written may be in memory only so far, so that the files do not show it. */
+    if (atomic_load(&keep->tree->changed))
+        return;
     if (!keep_files_unchanged(keep) || !keep_sync_files(keep))
         return;
     if (tree_writer_commit(writer, header, false, &err) < 0)

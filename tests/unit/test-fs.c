@@ -53,11 +53,11 @@ static void test_options(void **state)
         _cleanup_error_ struct error err = ERROR_INIT;
         struct fs_mount_options parsed = {0};
 
-        int r = fs_options_parse(cases[i].text, "/i", &parsed, &err);
+        int r = fs_options_parse(cases[i].text, "/i", false, &parsed, &err);
         if (cases[i].fuse == NULL) {
             assert_int_equal(r, -EINVAL);
             assert_non_null(strstr(error_message(&err), cases[i].message));
-            assert_int_not_equal(fs_check_options(cases[i].text, NULL), 0);
+            assert_int_not_equal(fs_check_options(cases[i].text, false, NULL), 0);
             continue;
         }
         assert_int_equal(r, 0);
