@@ -22,7 +22,7 @@ flip()
 stops()
 {
     if guest_run 'end Kernel panic|login:' 180 "${argv[@]}"; then
-        tr -d '\r' <console >lines
+        guest_lines >lines
         like "$1" "$(cat lines)" "$2"
         like "$1: the kernel stops" "$(cat lines)" 'Kernel panic - not syncing: dm-verity device corrupted'
         is "$1: there is no login prompt" "$(grep -c 'login:' lines)" 0

@@ -53,7 +53,9 @@ guest_run()
 {
     local regex=$1 limit=$((SECONDS + $2)) pid matched=1
     shift 2
-    "$@" >console 2>&1 </dev/null &
+    # Not left to the background job, or the last guest's console might be looked at.
+    : >console
+    "$@" >>console 2>&1 </dev/null &
     pid=$!
     t_kill_later "$pid"
     while :; do
@@ -73,10 +75,16 @@ guest_run()
     [ $matched -eq 0 ] || grep -qaE -- "$regex" console
 }
 
-# The console's lines about dm-verity, for a test that failed.
+# The console's lines that matter here.
+guest_lines()
+{
+    tr -d '\r' <console | grep -aE 'verity|panic|EXT4|login:' | grep -av 'ommand line:'
+}
+
+# What the console has, for a test that failed.
 guest_note()
 {
-    note "$(grep -aE 'verity|panic|EXT4|login:' console | tail -n 20)"
+    note "$(guest_lines | tail -n 20)"
     note "last lines:"
     note "$(tail -n 10 console | tr -d '\r')"
 }

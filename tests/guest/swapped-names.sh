@@ -18,8 +18,8 @@ for i in "${!argv[@]}"; do
     esac
 done
 if guest_run 'EXT4-fs \(dm-0\): mounted|Kernel panic|Rebooting' 120 "${argv[@]}"; then
-    like "dm-verity is up" "$(cat console)" 'qverity: dm-verity is up: dmverity'
-    like "and the root filesystem is read through it" "$(cat console)" 'EXT4-fs \(dm-0\): mounted'
+    like "dm-verity is up" "$(guest_lines)" 'qverity: dm-verity is up: dmverity'
+    like "and the root filesystem is read through it" "$(guest_lines)" 'EXT4-fs \(dm-0\): mounted'
 else
     fail "the guest gets to its root filesystem"
     guest_note
