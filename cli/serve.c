@@ -51,6 +51,7 @@ struct child {
     const struct serve_options *options;
     int socket;
     struct hashtree *tree;
+    pthread_mutex_t lock; /* around fs, once there are threads */
     struct fs *fs;
 };
 
@@ -125,7 +126,10 @@ static void *watch_parent(void *arg)
     if (group > 0)
         (void)kill(-group, SIGKILL);
     hashtree_cancel(child->tree);
-    fs_stop(child->fs);
+    pthread_mutex_lock(&child->lock);
+    if (child->fs != NULL)
+        fs_stop(child->fs);
+    pthread_mutex_unlock(&child->lock);
     (void)sleep(CHILD_STOP_SECONDS);
     clean_up(child->options->directory, child->options->socket);
     _exit(1);
@@ -206,15 +210,19 @@ static int child_serve(struct child *child, struct error *err)
         r = start_thread(report_table, child, err);
     if (r == 0)
         r = fs_serve(child->fs, err);
-    if (r != FS_ABANDONED)
-        fs_free(TAKE_PTR(child->fs));
+    if (r != FS_ABANDONED) {
+        pthread_mutex_lock(&child->lock);
+        struct fs *fs = TAKE_PTR(child->fs);
+        pthread_mutex_unlock(&child->lock);
+        fs_free(fs);
+    }
     return r < 0 ? r : 0;
 }
 
 static _Noreturn void run_child(const struct serve_options *options, int socket)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
-    struct child child = {.options = options, .socket = socket};
+    struct child child = {.options = options, .socket = socket, .lock = PTHREAD_MUTEX_INITIALIZER};
     sigset_t none;
 
     (void)setsid();
