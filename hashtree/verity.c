@@ -4,7 +4,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <openssl/evp.h>
 #include <openssl/sha.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 
 #include "common/checked.h"
 #include "common/units.h"
+#include "hashtree/hasher.h"
 
 #define BLOCK_SIZE_MIN 512u
 #define BLOCK_SIZE_MAX (512u * 1024)
@@ -39,25 +39,16 @@ static int check_block_size(const char *option, uint32_t size, struct error *err
     return 0;
 }
 
-/* A fetch, and not EVP_get_digestbyname(): it is what libcryptsetup does, and it finds only what a
- * loaded provider really computes, no aliases of signature algorithms. */
 static int find_digest_size(const char *name, size_t *ret, struct error *err)
 {
-    EVP_MD *digest = NULL;
-    int size = 0;
+    size_t size;
 
-    if (name[0] != '\0')
-        digest = EVP_MD_fetch(NULL, name, NULL);
-    if (digest != NULL) {
-        size = EVP_MD_get_size(digest);
-        EVP_MD_free(digest);
-    }
-    if (size <= 0)
+    if (hasher_find_digest(name, &size, NULL) < 0)
         return error_set(err, EINVAL, "--hash: there is no digest '%s'", name);
     if (size > VERITY_DIGEST_MAX)
-        return error_set(err, EINVAL, "--hash %s: its digest has %d bytes, more than %d", name,
+        return error_set(err, EINVAL, "--hash %s: its digest has %zu bytes, more than %d", name,
                          size, VERITY_DIGEST_MAX);
-    *ret = (size_t)size;
+    *ret = size;
     return 0;
 }
 
