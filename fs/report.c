@@ -45,6 +45,6 @@ void fs_log_error(struct fs_node *node, const struct error *err)
     if (!log_permitted(&limit, &suppressed))
         return;
     if (suppressed > 0)
-        log_error("%" PRIu64 " errors of reads were not logged", suppressed);
+        log_error("%" PRIu64 " errors were not logged", suppressed);
     log_error("%s: %s", node->name, error_message(err));
 }
