@@ -406,6 +406,30 @@ static int print_argv(const struct cli_options *options, struct boot *boot, stru
     return 0;
 }
 
+/* The console is written from the file's start on: what the guest is made of must not be that file.
+ */
+static int check_console(const struct boot *boot, struct error *err)
+{
+    const char *const inputs[] = {boot->kernel, boot->initrd, boot->bios};
+    const struct image *image = boot->target->image;
+    struct stat console, st;
+
+    if (stat(boot->console, &console) < 0)
+        return 0;
+    for (size_t i = 0; i < sizeof(inputs) / sizeof(inputs[0]); i++)
+        if (inputs[i] != NULL && stat(inputs[i], &st) == 0 && st.st_dev == console.st_dev &&
+            st.st_ino == console.st_ino)
+            return error_set(err, EINVAL, "%s: --console would overwrite %s", boot->console,
+                             inputs[i]);
+    for (size_t i = 0; i < image_file_count(image); i++) {
+        const struct image_file *file = image_file(image, i);
+        if (file->stat.st_dev == console.st_dev && file->stat.st_ino == console.st_ino)
+            return error_set(err, EINVAL, "%s: --console would overwrite %s, which the image is in",
+                             boot->console, file->path);
+    }
+    return 0;
+}
+
 static int boot_guest(const struct cli_options *options, struct boot *boot, struct error *err)
 {
     _cleanup_sink_ struct sink console = SINK_INIT;
@@ -431,7 +455,9 @@ static int boot_guest(const struct cli_options *options, struct boot *boot, stru
         return r < 0 ? r : print_argv(options, boot, err);
     }
     if (boot->console != NULL) {
-        r = sink_open_file(&console, boot->console, err);
+        r = check_console(boot, err);
+        if (r == 0)
+            r = sink_open_file(&console, boot->console, err);
         if (r < 0)
             return r;
     }

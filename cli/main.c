@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <unistd.h>
@@ -101,8 +102,11 @@ static int run_command(const struct cli_command *command, int argc, char **argv,
     apply_verbosity(options);
     options->no_tree |= (command->groups & CLI_KEEP) == 0;
     r = command->run(options, count, operands, context, &err);
-    if (r < 0)
-        return flush_stdout(report(&err, command));
+    if (r < 0) {
+        /* What went wrong is told once; that stdout could not be written may be the very reason. */
+        (void)fflush(stdout);
+        return report(&err, command);
+    }
     return flush_stdout(r);
 }
 
@@ -131,6 +135,8 @@ int main(int argc, char **argv)
 
     if (occupy_standard_descriptors() < 0)
         return CLI_FAILED;
+    /* A limit of file sizes (RLIMIT_FSIZE) is then an error of the write, EFBIG. */
+    (void)signal(SIGXFSZ, SIG_IGN);
 
     for (i = 1; i < argc && argv[i][0] == '-'; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {

@@ -41,6 +41,18 @@ static int parse_operand(const char *text, const char *what, uint64_t *ret, stru
     return r < 0 ? cli_usage_error(err, "read: %s", error_message(err)) : 0;
 }
 
+static int check_range(struct image *image, uint64_t offset, uint64_t length, struct error *err)
+{
+    struct extent extent;
+
+    for (uint64_t at = 0; at < length; at += extent.length) {
+        int r = image_map(image, offset + at, length - at, 0, &extent, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 static int read_run(const struct cli_options *options, int argc, char **argv, void *context,
                     struct error *err)
 {
@@ -63,6 +75,10 @@ static int read_run(const struct cli_options *options, int argc, char **argv, vo
                          argv[0], length, offset,
                          target.partition->number == 0 ? "disk" : "partition",
                          target.partition->size);
+    /* Nothing is written of a range that is not all there. */
+    r = check_range(target.image, target.partition->start + offset, length, err);
+    if (r < 0)
+        return r;
     r = read_range(target.image, target.partition->start + offset, length, err);
     /* Whoever read our output has seen enough. */
     return r == -EPIPE ? CLI_FAILED : r;

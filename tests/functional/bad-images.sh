@@ -123,6 +123,8 @@ PYTHON
 head -c 50 good.qcow2 >short.qcow2
 refused_by_all "truncated within the header" '^qverity: short.qcow2: .*(header|ends)' short.qcow2
 head -c $((size - 65536)) good.qcow2 >short.qcow2
+refused "truncated within the data: read writes nothing of it" 1 'short.qcow2: .*(beyond|end)' \
+    "$QVERITY" read short.qcow2 0 "$(qemu-img info --output=json -U short.qcow2 | jq '."virtual-size"')"
 refused "truncated within the data: map" 1 'short.qcow2: .*(beyond|end)' bash -c '"$1" map short.qcow2 >/dev/null' - "$QVERITY"
 
 # --- The header ---

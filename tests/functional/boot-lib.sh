@@ -12,7 +12,7 @@ export FAKE_QEMU_SCRIPT=$T/script FAKE_QEMU_LOG=$T/qemu.log
 mkdir -m 700 run
 head -c 1M /dev/urandom >disk.raw
 echo kernel >vmlinuz
-boot_args=(disk.raw --format raw -p disk --kernel vmlinuz --accel tcg)
+boot_args=(disk.raw --format raw -p disk --no-tree --kernel vmlinuz --accel tcg)
 
 # guest LINE…: what the next fake guest does
 guest()

@@ -128,6 +128,12 @@ refuse "QEMU's arguments without --" 2 'too many arguments' "${with[@]}" more
 refuse "QEMU in the background" 2 'cannot be run with -daemonize' "${with[@]}" -- -daemonize
 refuse "no such partition" 1 'partition' "${with[@]}" -p 7
 refused "no image" 1 'none.qcow2' "$QVERITY" boot none.qcow2 --kernel vmlinuz --dry-run
+for file in disk.raw vmlinuz; do
+    cp $file before
+    refused "the console over $file" 1 "--console would overwrite $file" \
+        "$QVERITY" boot disk.raw --format raw -p disk --no-tree --kernel vmlinuz --accel tcg --console $file
+    same "and $file is as it was" $file before
+done
 is "and nothing is left" "$(ls -A run)" "a, b"
 
 finish

@@ -161,4 +161,8 @@ PYTHON
     is "$command to a reader that has gone: without a word" "$(cat err)" ""
 done
 
+"$QVERITY" info --json "a.qcow2" >/dev/full 2>err
+is "standard output is full: exit" $? 1
+is "standard output is full: told once" "$(cat err)" "qverity: standard output: cannot write: No space left on device"
+
 finish
