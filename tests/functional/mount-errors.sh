@@ -61,7 +61,9 @@ refused "more blocks than there are" 1 "--data-blocks: 4097 data blocks of 4096 
 refused "a salt that does not parse" 1 "--salt" "$QVERITY" mount --salt xyz disk.qcow2 mnt
 refused "a UUID that does not parse" 1 "uuid|UUID" "$QVERITY" mount --uuid 12 disk.qcow2 mnt
 refused "in the foreground as well" 1 "missing.qcow2: .*No such file" "$QVERITY" mount -f missing.qcow2 mnt
-# A program that has the image open for writing; it ends with its standard input.
+# A program that has the image open for writing; it ends with its standard input. The daemon of the last
+# mount may hold the image a moment longer than the mount.
+until_true 10 eval 'qemu-io -c "read 0 512" disk.qcow2 >/dev/null 2>&1'
 mkfifo commands
 qemu-io disk.qcow2 <commands >/dev/null 2>&1 &
 writer=$!

@@ -20,10 +20,10 @@ while [ $((SECONDS - start)) -lt "${CRASH_SECONDS:-35}" ] && [ $kills -lt 500 ];
         [ $((RANDOM % 3)) = 0 ] && rm -f $image.qvtree
     fi
     command=update
-    [ $((RANDOM % 3)) = 0 ] && command=hash
+    [ $((RANDOM % 3)) = 0 ] && command="hash"
     "$QVERITY" $command -q -p disk $image >/dev/null 2>&1 &
     pid=$!
-    sleep 0.0$(printf %02d $((RANDOM % 60)))
+    sleep "0.0$(printf %02d $((RANDOM % 60)))"
     { kill -9 $pid; wait $pid; } 2>/dev/null
     kills=$((kills + 1))
     if [ $((kills % 3)) = 0 ] && [ "$(root hash $image)" != "$(root hash --no-tree $image)" ]; then
@@ -43,7 +43,7 @@ for i in 1 2 3 4 5 6; do
     pids=()
     for n in 1 2 3 4; do
         command=update
-        [ $n = 4 ] && command=hash
+        [ $n = 4 ] && command="hash"
         root $command a.qcow2 >root.$n &
         pids+=($!)
     done
