@@ -255,7 +255,7 @@ static int run_random(char **names)
     _cleanup_error_ struct error err = ERROR_INIT;
     struct image *image = open_overlay(names[0], names[1]);
     uint64_t size, random = options.seed * 2654435761u + 1;
-    uint8_t *model = load(names[2], &size), *buffer = malloc(2 * MIB);
+    _cleanup_free_ uint8_t *model = load(names[2], &size), *buffer = malloc(2 * MIB);
     unsigned failed = 0, lost = 0;
 
     if (size != image_size(image))
@@ -299,7 +299,7 @@ static int run_random(char **names)
         }
         failed += r < 0;
     }
-    uint8_t *all = malloc(size);
+    _cleanup_free_ uint8_t *all = malloc(size);
     if (image_read(image, 0, all, size, &err) < 0)
         die("reading", error_message(&err));
     for (uint64_t i = 0; i < size; i++)
@@ -454,7 +454,7 @@ static bool may_be(uint8_t byte, uint64_t offset, struct record **records, const
 static int run_verify(char **names)
 {
     uint64_t size, raw_size, wrong = 0, first = 0;
-    uint8_t *model = load(names[0], &size), *raw = load(names[1], &raw_size);
+    _cleanup_free_ uint8_t *model = load(names[0], &size), *raw = load(names[1], &raw_size);
     struct record *records[THREADS_MAX];
     size_t counts[THREADS_MAX];
 
@@ -468,6 +468,8 @@ static int run_verify(char **names)
             first = i;
         }
     }
+    for (unsigned t = 0; t < options.threads; t++)
+        free(records[t]);
     if (wrong == 0)
         return 0;
     fprintf(stderr, "%" PRIu64 " bytes are wrong, the first at %" PRIu64 "\n", wrong, first);
@@ -492,7 +494,7 @@ static int run_sequential(char **names)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
     struct image *image = open_overlay(names[0], names[1]);
-    uint8_t *buffer = malloc(MIB);
+    _cleanup_free_ uint8_t *buffer = malloc(MIB);
     struct timespec start, end;
 
     memset(buffer, 0x5a, MIB);
