@@ -206,7 +206,9 @@ def other_image(image):
 
 def other_tree(_):
     if trees():
-        copy(rnd.choice(trees()), rnd.choice(images()) + ".qvtree")
+        source, target = rnd.choice(trees()), rnd.choice(images()) + ".qvtree"
+        if source != target:
+            copy(source, target)
 
 
 def flip_bit(_):
