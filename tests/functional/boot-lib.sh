@@ -33,7 +33,9 @@ boot()
 
 judge()
 {
-    [ "$1" -eq "$2" ] && grep -qE -- "$3" <<<"$(cat err)" && [ "$(wc -l <err)" -le 1 ] && return
+    # libfuse itself may print that a request was under way when the mount went.
+    [ "$1" -eq "$2" ] && grep -qE -- "$3" <<<"$(cat err)" &&
+        [ "$(grep -vc '^fuse: reading device: ' err)" -le 1 ] && return
     echo "exit $1, expected $2; stderr, expected /$3/:"
     cat err
     return 1
