@@ -434,7 +434,9 @@ static size_t replay(int log, uint8_t *model, struct record **ret)
         }
     }
     close(log);
-    memmove(records, records + flushed, (count - flushed) * sizeof(record));
+    // A writer that was killed before its first write has no records at all.
+    if (flushed > 0)
+        memmove(records, records + flushed, (count - flushed) * sizeof(record));
     *ret = records;
     return count - flushed;
 }
