@@ -1,4 +1,5 @@
-#!/usr/bin/env bash
+#!/bin/bash
+# SPDX-License-Identifier: MIT
 # Reading fails while an image is hashed: an error that names file and offset, never a root hash; and
 # what only comes in pieces, or slowly, is hashed right.
 . "$(dirname "$0")/lib.sh"
