@@ -38,8 +38,10 @@ int hasher_new(const char *digest, enum hasher_salt where, const uint8_t *salt, 
         forced = NULL;
     /* A wrong name is an error for every digest. */
     r = sha256_choose(forced, sha256_cpu_features(), &hasher->plan, err);
-    if (r < 0)
-        return error_prefix(err, "QVERITY_HASH_KERNEL");
+    if (r < 0) {
+        error_prefix(err, "QVERITY_HASH_KERNEL");
+        return r;
+    }
     if (!evp_hasher_is(&hasher->evp, "SHA2-256"))
         sha256_choose("openssl", 0, &hasher->plan, NULL);
     if (hasher->plan.n_steps > 0)

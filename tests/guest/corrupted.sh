@@ -21,7 +21,7 @@ flip()
 # stops DESCRIPTION REGEX: the guest with the arguments in argv stops with this error
 stops()
 {
-    if guest_run 'end Kernel panic|login:' 180 "${argv[@]}"; then
+    if guest_run 'end Kernel panic|login:' 600 "${argv[@]}"; then
         guest_lines >lines
         like "$1" "$(cat lines)" "$2"
         like "$1: the kernel stops" "$(cat lines)" 'Kernel panic - not syncing: dm-verity device corrupted'
