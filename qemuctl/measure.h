@@ -48,8 +48,8 @@ enum ovmf_section_type {
 
 struct ovmf_section {
     uint32_t gpa;  /* guest physical address, a multiple of 4096 */
-    uint32_t size; /* bytes, a multiple of 4096, not 0 */
-    enum ovmf_section_type type;
+    uint32_t size; /* bytes, a multiple of 4096, not 0; sections do not overlap */
+    uint32_t type; /* enum ovmf_section_type, or one that is not known here */
 };
 
 /*
@@ -72,8 +72,8 @@ bool ovmf_has_metadata(const struct ovmf *ovmf);
 /* Its sections, in the order that they are measured in; pointers are valid as long as `ovmf`. */
 size_t ovmf_section_count(const struct ovmf *ovmf);
 const struct ovmf_section *ovmf_section(const struct ovmf *ovmf, size_t index);
-/* "SNP_SEC_MEM", "CPUID", …: edk2's names. */
-const char *ovmf_section_type_name(enum ovmf_section_type type);
+/* "SNP_SEC_MEM", "CPUID", …: edk2's names; "unknown" for others. */
+const char *ovmf_section_type_name(uint32_t type);
 
 /* Whether it looks for hashes of kernel, initrd and command line in a table that the VMM measures:
  * what SEV and SEV-ES need for a kernel. *ret_gpa, which may be NULL, is where. */
@@ -141,14 +141,14 @@ struct measure_step {
         MEASURE_SECTION,       /* SEV-SNP: a section of the firmware's metadata */
         MEASURE_VMSA,
     } kind;
-    unsigned index;              /* SECTION: which; VMSA: of which vCPU */
-    uint64_t gpa;                /* FIRMWARE, SECTION */
-    uint64_t size;               /* bytes */
-    enum ovmf_section_type type; /* SECTION */
-    const char *page_type;       /* SEV-SNP: PAGE_TYPE that it is measured as: "NORMAL", … */
-    const uint8_t *vmsa;         /* VMSA: its VMSA_SIZE bytes; valid during the call */
-    uint32_t eip;                /* VMSA: where the vCPU begins */
-    uint8_t sha256[32];          /* of the bytes; not of SECTIONs */
+    unsigned index;        /* SECTION: which; VMSA: of which vCPU */
+    uint64_t gpa;          /* FIRMWARE, SECTION */
+    uint64_t size;         /* bytes */
+    uint32_t type;         /* SECTION */
+    const char *page_type; /* SEV-SNP: PAGE_TYPE that it is measured as: "NORMAL", … */
+    const uint8_t *vmsa;   /* VMSA: its VMSA_SIZE bytes; valid during the call */
+    uint32_t eip;          /* VMSA: where the vCPU begins */
+    uint8_t sha256[32];    /* of the bytes; not of SECTIONs */
     uint8_t digest[LAUNCH_DIGEST_MAX]; /* SEV-SNP: the launch digest so far */
 };
 

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+#include "qemuctl/sha.h"
+
+#include <errno.h>
+#include <openssl/err.h>
+
+int openssl_error(struct error *err, int code, const char *what)
+{
+    unsigned long openssl = ERR_peek_last_error();
+    const char *reason = openssl != 0 ? ERR_reason_error_string(openssl) : NULL;
+
+    ERR_clear_error();
+    return error_set(err, code, "%s: OpenSSL: %s", what, reason != NULL ? reason : "failed");
+}
+
+int sha_open(struct sha *sha, const char *name, struct error *err)
+{
+    sha->md = EVP_MD_fetch(NULL, name, NULL);
+    sha->ctx = EVP_MD_CTX_new();
+    if (sha->md == NULL || sha->ctx == NULL)
+        return openssl_error(err, EIO, name);
+    sha->size = (size_t)EVP_MD_get_size(sha->md);
+    return 0;
+}
+
+void sha_close(struct sha *sha)
+{
+    EVP_MD_CTX_free(sha->ctx);
+    EVP_MD_free(sha->md);
+    *sha = SHA_INIT;
+}
+
+int sha_begin(struct sha *sha, struct error *err)
+{
+    if (EVP_DigestInit_ex2(sha->ctx, sha->md, NULL) != 1)
+        return openssl_error(err, EIO, EVP_MD_get0_name(sha->md));
+    return 0;
+}
+
+int sha_add(struct sha *sha, const void *data, size_t size, struct error *err)
+{
+    if (EVP_DigestUpdate(sha->ctx, data, size) != 1)
+        return openssl_error(err, EIO, EVP_MD_get0_name(sha->md));
+    return 0;
+}
+
+int sha_end(struct sha *sha, uint8_t *digest, struct error *err)
+{
+    if (EVP_DigestFinal_ex(sha->ctx, digest, NULL) != 1)
+        return openssl_error(err, EIO, EVP_MD_get0_name(sha->md));
+    return 0;
+}
+
+int sha_of(struct sha *sha, const void *data, size_t size, uint8_t *digest, struct error *err)
+{
+    int r = sha_begin(sha, err);
+
+    if (r == 0)
+        r = sha_add(sha, data, size, err);
+    if (r == 0)
+        r = sha_end(sha, digest, err);
+    return r;
+}
+
+int sha256_of(const void *data, size_t size, uint8_t digest[static SHA256_SIZE], struct error *err)
+{
+    _cleanup_sha_ struct sha sha = SHA_INIT;
+
+    int r = sha_open(&sha, "SHA256", err);
+    return r < 0 ? r : sha_of(&sha, data, size, digest, err);
+}
