@@ -270,35 +270,15 @@ refused_by_all "data file nbd:xy" "^qverity: x.qcow2: .*data file 'nbd:xy': the 
 
 # --- In use ---
 
-# hold OPTION…: runs qemu-io on good.qcow2 until `release`. It answers when it has opened it.
-hold()
-{
-    rm -f commands answers
-    mkfifo commands answers
-    qemu-io -f qcow2 "$@" good.qcow2 <commands >answers 2>&1 &
-    holder=$!
-    t_kill_later $holder
-    exec 8>commands 9<answers
-    echo length >&8
-    timeout 20 head -n 1 <&9 >/dev/null
-}
-
-release()
-{
-    echo quit >&8
-    exec 8>&- 9<&-
-    wait $holder
-}
-
-hold
+qemu_hold good.qcow2
 refused_by_all "a running writer" '^qverity: good.qcow2: in use: another process .* has it open for writing' good.qcow2
 quiet qemu-img create -f qcow2 -u -b good.qcow2 -F qcow2 over.qcow2 8M
 refused "a writer of the backing file" 1 '^qverity: over.qcow2: backing file: good.qcow2: in use' "$QVERITY" info over.qcow2
-release
+qemu_release
 ok "when it has gone" "$QVERITY" info good.qcow2
-hold -r
+qemu_hold -r good.qcow2
 ok "a running reader is no hindrance" "$QVERITY" info good.qcow2
-release
+qemu_release
 
 # --- Snapshots ---
 

@@ -131,6 +131,27 @@ skip_all()
     exit 77
 }
 
+# qemu_hold [OPTION…] QCOW2: a qemu-io has the image open, and has said so, until qemu_release
+qemu_hold()
+{
+    rm -f "$T/.commands" "$T/.answers"
+    mkfifo "$T/.commands" "$T/.answers"
+    qemu-io -f qcow2 "$@" <"$T/.commands" >"$T/.answers" 2>&1 &
+    qemu_holder=$!
+    t_kill_later $qemu_holder
+    exec 8>"$T/.commands" 9<"$T/.answers"
+    # What is answered was opened.
+    echo length >&8
+    timeout 60 head -n 1 <&9 >/dev/null
+}
+
+qemu_release()
+{
+    echo quit >&8
+    exec 8>&- 9<&-
+    wait "$qemu_holder"
+}
+
 # Programs that the script needs.
 require()
 {

@@ -61,18 +61,11 @@ refused "more blocks than there are" 1 "--data-blocks: 4097 data blocks of 4096 
 refused "a salt that does not parse" 1 "--salt" "$QVERITY" mount --salt xyz disk.qcow2 mnt
 refused "a UUID that does not parse" 1 "uuid|UUID" "$QVERITY" mount --uuid 12 disk.qcow2 mnt
 refused "in the foreground as well" 1 "missing.qcow2: .*No such file" "$QVERITY" mount -f missing.qcow2 mnt
-# A program that has the image open for writing; it ends with its standard input. The daemon of the last
-# mount may hold the image a moment longer than the mount.
+# The daemon of the last mount may hold the image a moment longer than the mount.
 until_true 10 eval 'qemu-io -c "read 0 512" disk.qcow2 >/dev/null 2>&1'
-mkfifo commands
-qemu-io disk.qcow2 <commands >/dev/null 2>&1 &
-writer=$!
-t_kill_later $writer
-exec 8>commands
-until_true 5 eval '! qemu-img info disk.qcow2 >/dev/null 2>&1'
+qemu_hold disk.qcow2
 refused "an image that a program writes to" 1 "disk.qcow2: .*(lock|in use|writ)" "$QVERITY" mount disk.qcow2 mnt
-exec 8>&-
-wait $writer
+qemu_release
 "$QVERITY" mount disk.qcow2 mnt
 ok "a program that would write to a mounted image is refused" \
     bash -c '! qemu-io -c "write 0 512" disk.qcow2'

@@ -157,8 +157,7 @@ ok "QEMU cannot open it either" bash -c '! qemu-img info bad.qcow2'
 ok "but the image below" qemu-img info base.qcow2
 exec 9>&-
 wait $holder
-qemu-io -f qcow2 -c 'sleep 10000' bad.qcow2 >io.out 2>&1 &
-t_kill_later $!
-while qemu-img info bad.qcow2 >info.out 2>&1; do sleep 0.05; done
+qemu_hold bad.qcow2
 refused "one that QEMU has open" 1 'bad.qcow2: in use' "$tool" open base.qcow2 bad.qcow2
+qemu_release
 finish
