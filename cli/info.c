@@ -5,7 +5,7 @@
 #include <time.h>
 
 #include "cli/cli.h"
-#include "cli/text.h"
+#include "common/text.h"
 #include "common/units.h"
 
 struct facts {

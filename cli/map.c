@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "cli/cli.h"
-#include "cli/text.h"
+#include "common/text.h"
 
 /*
  * image_map() bounds what one call looks at, so extents are put together here once more. Compressed

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "cli/text.h"
+#include "common/text.h"
 
 #include <stdbool.h>
 #include <stddef.h>
