@@ -1,38 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #pragma once
 
-#include <endian.h>
-#include <string.h>
-
+#include "image/bytes.h"
 #include "image/partition.h"
 
 /* What partition.c, partition-copy.c and partition-check.c share; partition.c tells how it works.
  */
-
-/* Little-endian numbers at any address, as partition tables have them. */
-static inline uint16_t get_le16(const void *p)
-{
-    uint16_t n;
-
-    memcpy(&n, p, sizeof(n));
-    return le16toh(n);
-}
-
-static inline uint32_t get_le32(const void *p)
-{
-    uint32_t n;
-
-    memcpy(&n, p, sizeof(n));
-    return le32toh(n);
-}
-
-static inline uint64_t get_le64(const void *p)
-{
-    uint64_t n;
-
-    memcpy(&n, p, sizeof(n));
-    return le64toh(n);
-}
 
 enum { PARTITION_COUNT_MAX = 256 }; /* Linux has numbers for no more */
 
