@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "cli/guest_kernel.h"
 #include "cli/serve.h"
 #include "common/log.h"
 #include "common/units.h"
@@ -37,8 +38,8 @@ struct boot {
 };
 
 static const struct cli_option boot_options[] = {
-    {"kernel", 0, "FILE", "the kernel to boot"},
-    {"initrd", 0, "FILE", "its initial RAM disk"},
+    {"kernel", 0, "FILE", "the kernel to boot, or image:/PATH (the newest in the image)"},
+    {"initrd", 0, "FILE", "its initial RAM disk, image:/PATH or none (the kernel's own)"},
     {"append", 0, "STRING", "the kernel command line, in place of the default one"},
     {"memory", 0, "SIZE", "the guest's memory (2G)"},
     {"cpus", 0, "COUNT", "virtual CPUs (2)"},
@@ -305,19 +306,13 @@ static int check_append(const struct cli_options *options, const struct boot *bo
 
 static int check_options(const struct boot *boot, struct error *err)
 {
-    if (boot->kernel == NULL)
-        return cli_usage_error(err, "boot: --kernel FILE is missing");
     if (boot->no_verity && boot->dm_init)
         return cli_usage_error(err, "boot: --dm-init and --no-verity exclude each other");
     /* It would get away from us. */
     for (size_t i = 0; i < boot->extra_count; i++)
         if (strcmp(boot->extra[i], "-daemonize") == 0 || strcmp(boot->extra[i], "--daemonize") == 0)
             return cli_usage_error(err, "boot: QEMU cannot be run with -daemonize here");
-    int r = check_readable("--kernel", boot->kernel, err);
-    if (r == 0)
-        r = check_readable("--initrd", boot->initrd, err);
-    if (r == 0)
-        r = check_readable("--bios", boot->bios, err);
+    int r = check_readable("--bios", boot->bios, err);
     if (r == 0)
         r = check_socket(boot->qmp, err);
     return r;
@@ -486,6 +481,7 @@ static int boot_run(const struct cli_options *options, int argc, char **argv, vo
                     struct error *err)
 {
     _cleanup_target_ struct cli_target target = {0};
+    _cleanup_guest_file_ struct guest_file kernel = GUEST_FILE_INIT, initrd = GUEST_FILE_INIT;
     struct boot *boot = context;
 
     int r = fill_standard_fds(err);
@@ -501,6 +497,12 @@ static int boot_run(const struct cli_options *options, int argc, char **argv, vo
     if (r < 0)
         return r;
     boot->target = &target;
+    r = guest_kernel_open(&target, boot->kernel, boot->initrd, boot->dry_run ? GUEST_FILE_LOOK : 0,
+                          &kernel, &initrd, err);
+    if (r < 0)
+        return r;
+    boot->kernel = kernel.path;
+    boot->initrd = initrd.path;
     r = check_append(options, boot, err);
     if (r < 0)
         return r;
@@ -520,7 +522,9 @@ const struct cli_command cmd_boot = {
         "hda, the dm-verity hash device of the data partition is hdb, and dm-mod.create= on the\n"
         "kernel command line has the guest verify all that it reads. --append replaces the "
         "default\n"
-        "command line; dm-mod.create= is added to it unless --no-dm-init is given.\n\n"
+        "command line; dm-mod.create= is added to it unless --no-dm-init is given. Kernel and "
+        "initrd\n"
+        "are by default the newest in /boot of the image, which need not be mounted for that.\n\n"
         "stdout is the guest's console. With a terminal and without --until it takes keys: Ctrl-C\n"
         "or Ctrl-A x stops the guest, Ctrl-A c sends Ctrl-C, Ctrl-A a sends Ctrl-A. Done means\n"
         "that the guest powered off or, with --until, that a line of the console matched; lines\n"

@@ -105,7 +105,7 @@ refuse()
 }
 
 with=(--kernel vmlinuz)
-refuse "no kernel" 2 '^qverity: boot: --kernel FILE is missing'
+refuse "no kernel" 1 '^qverity: disk.raw: no kernel is given, and /boot of partition 2 has none: use --kernel FILE$'
 refuse "a kernel that is not there" 1 '^qverity: --kernel none: No such file or directory$' --kernel none
 refuse "a directory as the initrd" 1 '^qverity: --initrd run: Is a directory$' "${with[@]}" --initrd run
 refuse "a firmware that is not there" 1 '^qverity: --bios none: No such file' "${with[@]}" --bios none

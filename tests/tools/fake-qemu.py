@@ -10,6 +10,7 @@ guest's console on stdin and stdout. The script is the file $FAKE_QEMU_SCRIPT, a
     sleep SECONDS
     flood BYTES     as many bytes of console, in lines
     disks           say the SHA-256 of each -drive's file, opened as QEMU does, and keep it open
+    kernel          say the SHA-256 of the files of -kernel and -initrd
     echo            say what the console gets, until a line "end"
     end REASON      QEMU's SHUTDOWN event (guest-shutdown, guest-reset, guest-panic), then exit
     exit STATUS     without an event
@@ -124,6 +125,13 @@ def say_disks():
         kept.append(file)
 
 
+def say_kernel():
+    for option in ("-kernel", "-initrd"):
+        for path in options(option):
+            with open(path, "rb") as file:
+                say(b"%s %s\n" % (option.encode(), hashlib.sha256(file.read()).hexdigest().encode()))
+
+
 def flood(count):
     line = b"the quick brown fox jumps over the lazy dog, again and again, line by line\r\n"
     block = line * 1000
@@ -150,6 +158,8 @@ def run(command, argument):
         flood(int(argument))
     elif command == "disks":
         say_disks()
+    elif command == "kernel":
+        say_kernel()
     elif command == "echo":
         echo()
     elif command == "end":
