@@ -59,39 +59,46 @@ void kernel_hashes_table(const struct kernel_hashes *hashes,
     }
 }
 
-/* Pipes, too. */
-static int hash_file(struct sha *sha, const char *path, uint8_t hash[static SHA256_SIZE],
-                     struct error *err)
+/* Pipes, too, which have no offsets. */
+static ssize_t read_next(int fd, void *buffer, size_t room, uint64_t offset)
 {
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    ssize_t n;
+
+    do {
+        n = pread(fd, buffer, room, (off_t)offset);
+        if (n < 0 && errno == ESPIPE)
+            n = read(fd, buffer, room);
+    } while (n < 0 && errno == EINTR);
+    return n;
+}
+
+static int hash_fd(struct sha *sha, int fd, const char *name, uint8_t hash[static SHA256_SIZE],
+                   struct error *err)
+{
     _cleanup_free_ uint8_t *buffer = NULL;
     const size_t room = 1 << 20;
     uint64_t total = 0;
 
-    if (fd < 0)
-        return error_set_errno(err, errno, "%s: cannot open", path);
     buffer = malloc(room);
     if (buffer == NULL)
         return error_oom(err);
     int r = sha_begin(sha, err);
     while (r == 0) {
-        ssize_t n = read(fd, buffer, room);
-        if (n < 0 && errno == EINTR)
-            continue;
+        ssize_t n = read_next(fd, buffer, room, total);
         if (n < 0)
-            return error_set_errno(err, errno, "%s: cannot read", path);
+            return error_set_errno(err, errno, "%s: cannot read", name);
         if (n == 0)
             return sha_end(sha, hash, err);
         total += (uint64_t)n;
         if (total > FILE_SIZE_MAX)
-            return error_set(err, EFBIG, "%s: has 4 GiB or more, which QEMU does not load", path);
+            return error_set(err, EFBIG, "%s: has 4 GiB or more, which QEMU does not load", name);
         r = sha_add(sha, buffer, (size_t)n, err);
     }
     return r;
 }
 
-int kernel_hashes_from_files(const char *kernel, const char *initrd, const char *append,
-                             struct kernel_hashes *ret, struct error *err)
+int kernel_hashes_from_fds(int kernel, const char *kernel_name, int initrd, const char *initrd_name,
+                           const char *append, struct kernel_hashes *ret, struct error *err)
 {
     const char *line = append != NULL ? append : "";
     _cleanup_sha_ struct sha sha = SHA_INIT;
@@ -99,9 +106,9 @@ int kernel_hashes_from_files(const char *kernel, const char *initrd, const char 
 
     int r = sha_open(&sha, "SHA256", err);
     if (r == 0)
-        r = hash_file(&sha, kernel, hashes.kernel, err);
-    if (r == 0 && initrd != NULL)
-        r = hash_file(&sha, initrd, hashes.initrd, err);
+        r = hash_fd(&sha, kernel, kernel_name, hashes.kernel, err);
+    if (r == 0 && initrd >= 0)
+        r = hash_fd(&sha, initrd, initrd_name, hashes.initrd, err);
     else if (r == 0)
         r = sha_of(&sha, "", 0, hashes.initrd, err);
     if (r == 0)
@@ -109,4 +116,27 @@ int kernel_hashes_from_files(const char *kernel, const char *initrd, const char 
     if (r == 0)
         *ret = hashes;
     return r;
+}
+
+static int open_file(const char *path, int *ret, struct error *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+
+    if (fd < 0)
+        return error_set_errno(err, errno, "%s: cannot open", path);
+    *ret = fd;
+    return 0;
+}
+
+int kernel_hashes_from_files(const char *kernel, const char *initrd, const char *append,
+                             struct kernel_hashes *ret, struct error *err)
+{
+    _cleanup_close_ int kernel_fd = -1, initrd_fd = -1;
+
+    int r = open_file(kernel, &kernel_fd, err);
+    if (r == 0 && initrd != NULL)
+        r = open_file(initrd, &initrd_fd, err);
+    if (r < 0)
+        return r;
+    return kernel_hashes_from_fds(kernel_fd, kernel, initrd_fd, initrd, append, ret, err);
 }

@@ -104,6 +104,11 @@ struct kernel_hashes {
 int kernel_hashes_from_files(const char *kernel, const char *initrd, const char *append,
                              struct kernel_hashes *ret, struct error *err);
 
+/* The same of files that are open, from their start on if they have one; `initrd` may be -1. The
+ * names are for messages. */
+int kernel_hashes_from_fds(int kernel, const char *kernel_name, int initrd, const char *initrd_name,
+                           const char *append, struct kernel_hashes *ret, struct error *err);
+
 /* --- vCPUs --- */
 
 /* CPUID Fn0000_0001_EAX for a family (up to 0x10e), model (up to 0xff) and stepping (up to 0xf):
