@@ -21,6 +21,9 @@
 /* Counting the data there is, for the progress, starts only in builds that take longer. */
 #define COUNT_AFTER_MS 250
 
+/* Runs of a worker that are read by pread() where there is a base, and so perhaps little to do. */
+#define RUNS_WITHOUT_URING 8
+
 struct build {
     struct hashtree *tree;
     struct plan plan;
@@ -417,7 +420,8 @@ static void *worker_main(void *arg)
     struct build *build = arg;
     struct worker worker = {.build = build};
 
-    int r = reader_new(build->tree, &build->files, &worker.reader, &err);
+    unsigned without_uring = build->plan.base != NULL ? RUNS_WITHOUT_URING : 0;
+    int r = reader_new(build->tree, &build->files, without_uring, &worker.reader, &err);
     if (r == 0)
         r = work(&worker, &err);
     if (r < 0)

@@ -319,8 +319,9 @@ struct reader_files {
 int reader_files_open(struct hashtree *tree, struct reader_files *ret, struct error *err);
 void reader_files_close(struct reader_files *files);
 
-int reader_new(struct hashtree *tree, const struct reader_files *files, struct reader **ret,
-               struct error *err);
+/* The first `runs_without_uring` runs are read by pread(). */
+int reader_new(struct hashtree *tree, const struct reader_files *files, unsigned runs_without_uring,
+               struct reader **ret, struct error *err);
 void reader_free(struct reader *reader);
 
 /* A run to fill in, with a buffer; NULL when RUN_DEPTH are in use. */

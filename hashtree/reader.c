@@ -4,6 +4,10 @@
  * is not to be had (an old kernel, seccomp, kernel.io_uring_disabled) the same reads are made by
  * pread(). Whatever io_uring does not complete whole and well is done again by pread(), which
  * either succeeds or finds the words for what is wrong: there is one place that judges a read.
+ *
+ * A ring costs milliseconds: registering the buffers makes the kernel fill all of them with zeros
+ * and pin them. That is more than all the rest of finding the root after a small edit takes; hence
+ * a reader can be told to begin with pread(), and to set up its ring only if there is more to do.
  */
 #include "hashtree/internal.h"
 
@@ -30,7 +34,9 @@ struct reader {
     struct run runs[RUN_DEPTH];
     struct run *free;
     struct run *finished;
-    unsigned in_flight; /* reads */
+    unsigned in_flight;          /* reads */
+    unsigned runs_without_uring; /* still to come before it is set up */
+    bool uring_tried;
     bool uring;
     bool fixed_files;
     bool fixed_buffers;
@@ -127,6 +133,7 @@ static void set_up_uring(struct reader *reader)
 {
     struct iovec buffers[RUN_DEPTH];
 
+    reader->uring_tried = true;
     int r = io_uring_queue_init(RUN_DEPTH * RUN_PIECES, &reader->ring, 0);
     if (r < 0) {
         log_info("io_uring is not available (%s): reading with pread", strerror(-r));
@@ -144,8 +151,8 @@ static void set_up_uring(struct reader *reader)
                   !reader->fixed_files ? "files are not registered" : "buffers are not registered");
 }
 
-int reader_new(struct hashtree *tree, const struct reader_files *files, struct reader **ret,
-               struct error *err)
+int reader_new(struct hashtree *tree, const struct reader_files *files, unsigned runs_without_uring,
+               struct reader **ret, struct error *err)
 {
     struct reader *reader = calloc(1, sizeof(*reader));
 
@@ -153,6 +160,7 @@ int reader_new(struct hashtree *tree, const struct reader_files *files, struct r
         return error_oom(err);
     reader->tree = tree;
     reader->files = files;
+    reader->runs_without_uring = runs_without_uring;
     reader->run_bytes = tree_run_bytes(tree);
     reader->memory = mmap(NULL, reader->run_bytes * RUN_DEPTH, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -166,7 +174,6 @@ int reader_new(struct hashtree *tree, const struct reader_files *files, struct r
         run->buffer_index = i;
         reader_put_run(reader, run);
     }
-    set_up_uring(reader);
     *ret = reader;
     return 0;
 }
@@ -249,6 +256,10 @@ static void prepare(struct reader *reader, struct io_uring_sqe *sqe, struct piec
 
 int reader_start(struct reader *reader, struct run *run, struct error *err)
 {
+    if (reader->runs_without_uring > 0)
+        reader->runs_without_uring--;
+    else if (!reader->uring_tried)
+        set_up_uring(reader);
     for (unsigned i = 0; i < run->pieces_count; i++) {
         struct piece *piece = &run->pieces[i];
         struct io_uring_sqe *sqe = reader->uring ? io_uring_get_sqe(&reader->ring) : NULL;
