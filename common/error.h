@@ -39,5 +39,7 @@ void error_move(struct error *to, struct error *from);
 /* Out of memory: sets a fixed message. Returns -ENOMEM. */
 int error_oom(struct error *err);
 
-/* The message, or a text for the code when there is none. Never NULL; valid until err changes. */
-const char *error_message(const struct error *err);
+/* The message, or a text for the code when there is none. Never NULL; valid until err changes.
+ * Under a name of its own for the linker: libcom_err, which libext2fs uses, has an error_message(),
+ * too. */
+const char *error_message(const struct error *err) __asm__("qverity_error_message");

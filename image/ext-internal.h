@@ -4,7 +4,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* com_err's function of this name is not ours. */
+/* com_err's function of this name is not ours (common/error.h). */
 #define error_message com_err_message
 #include <ext2fs/ext2fs.h>
 #undef error_message

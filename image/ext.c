@@ -155,7 +155,6 @@ static const char *library_message(errcode_t code)
 {
     const struct error_table *table = &et_ext2_error_table;
 
-    /* error_message() of com_err knows them, too, but has a name that is ours. */
     if (code >= table->base && code < table->base + table->n_msgs)
         return table->msgs[code - table->base];
     return code > 0 && code < 4096 ? strerror((int)code) : "unknown error of libext2fs";
