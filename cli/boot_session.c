@@ -28,6 +28,7 @@
 /* QEMU after SIGKILL, before we go on without it. */
 #define KILLED_MS 3000
 #define LINGER_MS 2000
+#define LAST_WORDS_MAX (1024 * 1024)
 
 enum verdict {
     VERDICT_NONE,
@@ -47,6 +48,7 @@ struct run {
     int64_t pause_deadline; /* 0: nothing to wait for */
     int64_t killed_deadline;
     enum verdict verdict;
+    bool insisted; /* that a guest must not be waited for */
     struct error err;
 };
 
@@ -77,8 +79,7 @@ static void decide(struct run *run, enum verdict verdict)
     run->verdict = verdict;
     if (run->qemu == NULL)
         return;
-    /* The guest has nothing that it could lose: its disks are read-only. */
-    qemu_stop(run->qemu, 0);
+    qemu_stop(run->qemu, run->session->powerdown_ms);
     qemu_console_pause(run->qemu, false);
 }
 
@@ -111,6 +112,7 @@ static int open_signals(int *ret, struct error *err)
     return 0;
 }
 
+/* Each time that somebody insists is the end of one more try to be kind. */
 static void interrupted(struct run *run, const char *by)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
@@ -118,7 +120,15 @@ static void interrupted(struct run *run, const char *by)
     if (run->verdict == VERDICT_NONE) {
         error_set(&err, EINTR, run->qemu != NULL ? "%s: the guest was stopped" : "%s: gave up", by);
         fail(run, &err);
-    } else if (run->qemu != NULL) {
+        return;
+    }
+    if (run->qemu == NULL)
+        return;
+    if (qemu_powering_down(run->qemu)) {
+        run->insisted = true;
+        qemu_stop(run->qemu, 0);
+        run->killed_deadline = clock_ms() + QEMU_STOP_MS + KILLED_MS;
+    } else {
         qemu_kill(run->qemu);
         run->killed_deadline = clock_ms() + KILLED_MS;
     }
@@ -155,12 +165,26 @@ static void write_console(struct run *run, struct sink *sink, const void *text, 
     }
 }
 
+/* What a guest says while it powers down. A reader that is slow must not hold that up. */
+static void last_words(struct run *run, const void *text, size_t length)
+{
+    struct sink *const sinks[] = {&run->out, run->session->console};
+
+    if (run->session->powerdown_ms == 0)
+        return;
+    for (size_t i = 0; i < sizeof(sinks) / sizeof(sinks[0]); i++)
+        if (sinks[i]->waiting_length < LAST_WORDS_MAX)
+            write_console(run, sinks[i], text, length);
+}
+
 static void on_console(const void *text, size_t length, void *arg)
 {
     struct run *run = arg;
 
-    if (run->verdict != VERDICT_NONE)
+    if (run->verdict != VERDICT_NONE) {
+        last_words(run, text, length);
         return;
+    }
     write_console(run, &run->out, text, length);
     write_console(run, run->session->console, text, length);
     run->pause_deadline = clock_ms() + PAUSE_MS;
@@ -300,9 +324,9 @@ static void step(struct run *run)
     if (fds[FD_SIGNALS].revents != 0)
         take_signals(run);
     if (fds[FD_SERVE].revents != 0 && serve_dispatch(run->serve, &err) < 0) {
-        /* The guest's disks are gone: there is no point in asking it for anything. */
         fail(run, &err);
-        if (run->qemu != NULL)
+        /* The guest's disks are gone: there is no point in asking it for anything. */
+        if (run->qemu != NULL && run->session->target != NULL)
             qemu_kill(run->qemu);
     }
     if (fds[FD_KEYS].revents != 0)
@@ -324,7 +348,7 @@ static bool over(struct run *run)
     if (run->verdict == VERDICT_NONE)
         return false;
     if (run->killed_deadline == 0)
-        run->killed_deadline = clock_ms() + QEMU_STOP_MS + KILLED_MS;
+        run->killed_deadline = clock_ms() + run->session->powerdown_ms + QEMU_STOP_MS + KILLED_MS;
     return clock_ms() >= run->killed_deadline;
 }
 
@@ -388,6 +412,9 @@ static int run_guest(struct run *run, struct error *err)
     drain(run);
     if (run->verdict == VERDICT_NONE)
         conclude(run);
+    else if (session->powerdown_ms != 0 && !run->insisted && qemu_end(run->qemu) == QEMU_STOPPED)
+        log_warning("the guest did not power down within %u seconds and was cut off",
+                    session->powerdown_ms / 1000);
     return 0;
 }
 

@@ -17,9 +17,10 @@
 #include "fs/fs.h"
 
 /*
- * The child's threads: the first serves; one waits for the parent's end of the socket to close; one
- * computes the root hash if that is wanted. It leaves by _exit(), so that nothing has to be freed
- * under threads that may be stuck in a file on a dead network file system.
+ * The child's threads (it has only the first if there is no mount): the first serves; one waits for
+ * the parent's end of the socket to close; one computes the root hash if that is wanted. It leaves
+ * by _exit(), so that nothing has to be freed under threads that may be stuck in a file on a dead
+ * network file system.
  *
  * A report is one packet: a byte that tells the kind, then text. An error has its code in front of
  * the text. What the parent sends is the process group of serve_guard().
@@ -109,22 +110,30 @@ static void clean_up(const char *directory, const char *socket_path)
 {
     struct stat st;
 
-    remove_directory(directory);
+    if (directory != NULL)
+        remove_directory(directory);
     if (socket_path != NULL && lstat(socket_path, &st) == 0 && S_ISSOCK(st.st_mode))
         (void)unlink(socket_path);
+}
+
+/* Waits for the parent's end and kills what it left. */
+static void outlive_parent(int socket)
+{
+    pid_t group = 0, message;
+    ssize_t n;
+
+    while ((n = recv(socket, &message, sizeof(message), 0)) > 0 || (n < 0 && errno == EINTR))
+        if (n == sizeof(message))
+            group = message;
+    if (group > 0)
+        (void)kill(-group, SIGKILL);
 }
 
 static void *watch_parent(void *arg)
 {
     struct child *child = arg;
-    pid_t group = 0, message;
-    ssize_t n;
 
-    while ((n = recv(child->socket, &message, sizeof(message), 0)) > 0 || (n < 0 && errno == EINTR))
-        if (n == sizeof(message))
-            group = message;
-    if (group > 0)
-        (void)kill(-group, SIGKILL);
+    outlive_parent(child->socket);
     hashtree_cancel(child->tree);
     pthread_mutex_lock(&child->lock);
     if (child->fs != NULL)
@@ -237,7 +246,13 @@ static _Noreturn void run_child(const struct serve_options *options, int socket)
         (void)dup2(null, STDIN_FILENO);
         (void)dup2(null, STDOUT_FILENO);
     }
-    int r = child_serve(&child, &err);
+    int r = 0;
+    if (options->target != NULL) {
+        r = child_serve(&child, &err);
+    } else {
+        report(socket, REPORT_MOUNTED, NULL, 0);
+        outlive_parent(socket);
+    }
     if (r < 0)
         report_error(socket, &err);
     clean_up(options->directory, options->socket);
@@ -249,12 +264,13 @@ static _Noreturn void run_child(const struct serve_options *options, int socket)
 int serve_start(const struct serve_options *options, struct serve **ret, struct error *err)
 {
     _cleanup_close_ int ours = -1, theirs = -1;
-    _cleanup_free_ char *directory = strdup(options->directory);
+    _cleanup_free_ char *directory = options->directory != NULL ? strdup(options->directory) : NULL;
     _cleanup_free_ char *socket_path = options->socket != NULL ? strdup(options->socket) : NULL;
     _cleanup_free_ struct serve *serve = calloc(1, sizeof(*serve));
     int fds[2];
 
-    if (directory == NULL || serve == NULL || (socket_path == NULL) != (options->socket == NULL))
+    if (serve == NULL || (directory == NULL) != (options->directory == NULL) ||
+        (socket_path == NULL) != (options->socket == NULL))
         return error_oom(err);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
         return error_set_errno(err, errno, "socketpair");
@@ -344,11 +360,15 @@ static int take_report(struct serve *serve, char *packet, size_t length, struct 
 
 static int child_gone(struct serve *serve, struct error *err)
 {
+    const char *does = serve->directory != NULL ? "serves the disk" : "cleans up behind this one";
+
     if (!reap_within(serve, 500))
-        return error_set(err, EIO, "the process that serves the disk hangs");
+        return error_set(err, EIO, "the process that %s hangs", does);
     if (WIFSIGNALED(serve->status))
-        return error_set(err, EIO, "the process that serves the disk was ended by signal %d",
+        return error_set(err, EIO, "the process that %s was ended by signal %d", does,
                          WTERMSIG(serve->status));
+    if (serve->directory == NULL)
+        return error_set(err, EIO, "the process that %s has ended", does);
     return error_set(err, EIO, "%s was unmounted by somebody else", serve->directory);
 }
 

@@ -7,7 +7,8 @@
 #include "cli/cli.h"
 
 /*
- * A child process that serves an image's mount for as long as its parent wants it or lives.
+ * A child process that serves an image's mount for as long as its parent wants it or lives, and
+ * cleans up behind its parent. Without a target that is all it does.
  *
  * Parent and child share a socket. Over it the child reports, and its end of file tells the child
  * that the parent is gone: then the child unmounts and removes the directory by itself. The child
@@ -17,10 +18,10 @@ struct serve;
 
 struct serve_options {
     const struct cli_options *cli;
-    const struct cli_target *target;
-    const char *directory; /* absolute; removed in the end */
-    const char *socket;    /* something else to remove then, if it is a socket; or NULL */
-    bool table;            /* compute the root hash and report dm-verity's table */
+    const struct cli_target *target; /* or NULL: nothing is mounted */
+    const char *directory;           /* absolute; removed in the end; NULL without a target */
+    const char *socket;              /* something else to remove then, if it is a socket; or NULL */
+    bool table;                      /* compute the root hash and report dm-verity's table */
 };
 
 /*

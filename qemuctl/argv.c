@@ -51,6 +51,14 @@ void argv_addf(struct argv *argv, const char *format, ...)
     add_owned(argv, item);
 }
 
+void argv_add_pair(struct argv *argv, const char *option, const char *value)
+{
+    if (value == NULL)
+        return;
+    argv_add(argv, option);
+    argv_add(argv, value);
+}
+
 int argv_check(const struct argv *argv, struct error *err)
 {
     return argv->oom ? error_oom(err) : 0;
@@ -116,4 +124,16 @@ char *argv_escape_value(const char *value)
     }
     *out = '\0';
     return escaped;
+}
+
+char *argv_escape_file(const char *path)
+{
+    _cleanup_free_ char *dotted = NULL;
+
+    /* As QEMU's path_has_protocol() has it. */
+    if (path[strcspn(path, ":/")] != ':')
+        return argv_escape_value(path);
+    if (asprintf(&dotted, "./%s", path) < 0)
+        return NULL;
+    return argv_escape_value(dotted);
 }

@@ -28,6 +28,8 @@ DEFINE_CLEANUP_INPLACE(struct argv, argv_clear);
 /* A copy of `item`. */
 void argv_add(struct argv *argv, const char *item);
 void argv_addf(struct argv *argv, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* An option and its value; nothing if `value` is NULL. */
+void argv_add_pair(struct argv *argv, const char *option, const char *value);
 int argv_check(const struct argv *argv, struct error *err);
 
 /* All items as one line that a POSIX shell splits into the same items; a byte that is no printable
@@ -37,3 +39,7 @@ char *argv_quote(const struct argv *argv);
 /* A value for one of QEMU's key=value lists, where a comma is written twice. Owned string, NULL
  * when out of memory. */
 char *argv_escape_value(const char *value);
+
+/* The same for the name of a file, which QEMU must not take for a protocol and what follows it
+ * ("nbd:host:10809"): such a name gets "./" in front. */
+char *argv_escape_file(const char *path);

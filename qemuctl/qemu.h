@@ -84,6 +84,9 @@ const char *qemu_end_text(const struct qemu *qemu);
  */
 void qemu_stop(struct qemu *qemu, unsigned powerdown_ms);
 
+/* Whether the guest was asked to power down, and still has time for that. */
+bool qemu_powering_down(const struct qemu *qemu);
+
 /* The longest that this takes behind `powerdown_ms`, unless QEMU hangs in the kernel. */
 #define QEMU_STOP_MS 5000
 

@@ -11,6 +11,8 @@ guest's console on stdin and stdout. The script is the file $FAKE_QEMU_SCRIPT, a
     flood BYTES     as many bytes of console, in lines
     disks           say the SHA-256 of each -drive's file, opened as QEMU does, and keep it open
     kernel          say the SHA-256 of the files of -kernel and -initrd
+    write           write "guest" to the start of each -drive's file, locked as QEMU locks it
+    bye TEXT        to say when it is powered down
     echo            say what the console gets, until a line "end"
     end REASON      QEMU's SHUTDOWN event (guest-shutdown, guest-reset, guest-panic), then exit
     exit STATUS     without an event
@@ -37,7 +39,7 @@ import time
 
 lock = threading.RLock()
 ready = threading.Event()
-modes = set()
+modes = {}
 kept = []
 qmp = None
 
@@ -87,6 +89,7 @@ def serve_qmp():
         elif command == "system_powerdown":
             send({"return": {}})
             if "deaf" not in modes:
+                say_text(modes.get("bye", ""))
                 shut_down("guest-shutdown")
         else:
             send({"error": {"class": "CommandNotFound", "desc": "no such command"}})
@@ -111,6 +114,21 @@ def fields(text):
 def say(text):
     sys.stdout.buffer.write(text)
     sys.stdout.buffer.flush()
+
+
+def say_text(text):
+    say(text.encode().decode("unicode_escape").encode("latin-1"))
+
+
+def write_disks():
+    for drive in options("-drive"):
+        file = open(fields(drive)["file"], "r+b")
+        # What a writer holds, and what nobody else may hold (block/file-posix.c).
+        for byte in (100, 101, 103, 201, 203):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        file.write(b"guest")
+        file.flush()
+        kept.append(file)
 
 
 def say_disks():
@@ -149,7 +167,7 @@ def echo():
 
 def run(command, argument):
     if command == "say":
-        say(argument.encode().decode("unicode_escape").encode("latin-1"))
+        say_text(argument)
     elif command == "stderr":
         print(argument, file=sys.stderr, flush=True)
     elif command == "sleep":
@@ -160,6 +178,8 @@ def run(command, argument):
         say_disks()
     elif command == "kernel":
         say_kernel()
+    elif command == "write":
+        write_disks()
     elif command == "echo":
         echo()
     elif command == "end":
@@ -171,7 +191,7 @@ def run(command, argument):
     elif command == "wait":
         while True:
             time.sleep(1000)
-    elif command not in ("silent", "garbage", "deaf", "stubborn"):
+    elif command not in ("silent", "garbage", "deaf", "stubborn", "bye"):
         sys.exit("fake-qemu: no such command: " + command)
 
 
@@ -181,7 +201,7 @@ def main():
     signal.signal(signal.SIGTERM, on_sigterm)
     with open(os.environ["FAKE_QEMU_SCRIPT"]) as file:
         script = [line.rstrip("\n").partition(" ")[::2] for line in file if line.strip()]
-    modes.update(command for command, _ in script)
+    modes.update(script)
     for chardev in options("-chardev"):
         if "fd" in fields(chardev):
             qmp = socket.socket(fileno=int(fields(chardev)["fd"]))

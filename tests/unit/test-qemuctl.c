@@ -14,7 +14,6 @@
 #include "qemuctl/argv.h"
 #include "qemuctl/clock.h"
 #include "qemuctl/cmdline.h"
-#include "qemuctl/machine.h"
 #include "qemuctl/qmp.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -94,63 +93,6 @@ static void test_argv_grows(void **state)
         snprintf(text, sizeof(text), "%d", i);
         assert_string_equal(argv.items[i], text);
     }
-}
-
-static void test_machine(void **state)
-{
-    (void)state;
-    static const struct machine_disk disks[] = {
-        {.file = "/m,1/disk", .serial = "qverity-disk", .readonly = true},
-        {.file = "/m,1/hash", .serial = "qverity-hash"},
-    };
-    char *extra[] = {(char *)"-device", (char *)"x y"};
-    const struct machine_options full = {
-        .qemu = "/opt/qemu",
-        .accel = ACCEL_KVM,
-        .cpu = "EPYC-v4",
-        .memory = UINT64_C(8) << 30,
-        .cpus = 4,
-        .bios = "OVMF.fd",
-        .kernel = "k",
-        .initrd = "i",
-        .append = "ro quiet",
-        .disks = disks,
-        .disk_count = 2,
-        .qmp_socket = "/q,",
-        .extra = extra,
-        .extra_count = 2,
-    };
-    const struct machine_options least = {.accel = ACCEL_TCG, .memory = 1 << 20, .cpus = 1};
-    static const char *const always = "-no-reboot -nographic -serial stdio -monitor none -nic none";
-    _cleanup_argv_ struct argv argv = ARGV_INIT, small = ARGV_INIT;
-    _cleanup_free_ char *line = NULL, *small_line = NULL, *expected = NULL, *small_expected = NULL;
-
-    assert_int_equal(machine_argv(&full, &argv, NULL), 0);
-    line = argv_quote(&argv);
-    assert_true(
-        asprintf(
-            &expected,
-            "/opt/qemu -enable-kvm -cpu EPYC-v4 -machine q35 -smp 4 -m 8192M %s "
-            "-chardev socket,id=qmp,path=/q,,,server=on,wait=off -mon chardev=qmp,mode=control "
-            "-bios OVMF.fd "
-            "-drive file=/m,,1/disk,if=none,id=disk0,format=raw,readonly=on "
-            "-device virtio-scsi-pci,id=scsi0,disable-legacy=on,iommu_platform=true,addr=0x10 "
-            "-device scsi-hd,drive=disk0,bus=scsi0.0,channel=0,scsi-id=0,lun=0,"
-            "serial=qverity-disk "
-            "-drive file=/m,,1/hash,if=none,id=disk1,format=raw "
-            "-device virtio-scsi-pci,id=scsi1,disable-legacy=on,iommu_platform=true,addr=0x11 "
-            "-device scsi-hd,drive=disk1,bus=scsi1.0,channel=0,scsi-id=0,lun=0,"
-            "serial=qverity-hash "
-            "-kernel k -initrd i -append 'ro quiet' -device 'x y'",
-            always) > 0);
-    assert_string_equal(line, expected);
-
-    assert_int_equal(machine_argv(&least, &small, NULL), 0);
-    small_line = argv_quote(&small);
-    assert_true(asprintf(&small_expected,
-                         "qemu-system-x86_64 -accel tcg -cpu max -machine q35 -smp 1 -m 1M %s",
-                         always) > 0);
-    assert_string_equal(small_line, small_expected);
 }
 
 /* --- Kernel command lines --- */
@@ -387,17 +329,11 @@ static void test_accel_limit(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_quote),
-        cmocka_unit_test(test_quote_by_shell),
-        cmocka_unit_test(test_argv_grows),
-        cmocka_unit_test(test_machine),
-        cmocka_unit_test(test_cmdline_append),
-        cmocka_unit_test(test_cmdline_check),
-        cmocka_unit_test(test_qmp),
-        cmocka_unit_test(test_qmp_ends),
-        cmocka_unit_test(test_qmp_garbage),
-        cmocka_unit_test(test_accel_guest),
-        cmocka_unit_test(test_accel_limit),
+        cmocka_unit_test(test_quote),         cmocka_unit_test(test_quote_by_shell),
+        cmocka_unit_test(test_argv_grows),    cmocka_unit_test(test_cmdline_append),
+        cmocka_unit_test(test_cmdline_check), cmocka_unit_test(test_qmp),
+        cmocka_unit_test(test_qmp_ends),      cmocka_unit_test(test_qmp_garbage),
+        cmocka_unit_test(test_accel_guest),   cmocka_unit_test(test_accel_limit),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
