@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 
 /* The interface of libfuse 3.10, the oldest that we build with. */
 #define FUSE_USE_VERSION 35
@@ -26,14 +27,16 @@
  *     ops.c      the FUSE operations
  *     read.c     the bytes of a range of the image, gathered for a reply
  *     write.c    the operations that change the image
+ *     mapped.c   writable files that are mapped into memory
  *     job.c      requests that wait for a build, or for their turn to have hash blocks computed
  *     report.c   what is logged of reads that fail
  *     content.c  root-hash, table, cmdline, params.json, stats.json
  *
  * Threads: fs_serve() starts a fixed number of workers, each with a descriptor of its own for the
  * FUSE connection; a worker answers a request before it takes the next. Requests that would hold
- * it up for long become jobs (job.c). One more thread, the builder, runs full builds. The nodes are
- * made by fs_mount() and constant from then on, except for their atomics.
+ * it up for long become jobs (job.c). One more thread, the builder, runs full builds, and another
+ * one has pages of mapped files dropped. The nodes are made by fs_mount() and constant from then
+ * on, except for their atomics and where a lock is named.
  */
 
 /* Largest read that the kernel sends: what FUSE allows with 4 KiB pages. */
@@ -75,6 +78,9 @@ struct fs_node {
     _Atomic uint64_t reads;
     _Atomic uint64_t bytes;
     _Atomic uint64_t errors;
+
+    unsigned opened;     /* how often; under fs->mapped.lock, and only in a writable mount */
+    _Atomic bool mapped; /* the kernel may have pages of it; set to false under that lock */
 };
 
 struct fs_nodes {
@@ -208,6 +214,55 @@ void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_
 void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
                    struct fuse_file_info *fi);
 
+/* A request that changes the image, or flushes it. */
+struct fs_change {
+    enum { CHANGE_WRITE, CHANGE_ZERO, CHANGE_FLUSH } what;
+    fuse_req_t req;
+    struct fs_node *node;
+    uint64_t offset;     /* of the image; CHANGE_FLUSH: 0 */
+    uint64_t length;     /* CHANGE_FLUSH: 0 */
+    const uint8_t *data; /* CHANGE_WRITE */
+    bool from_page;      /* CHANGE_WRITE: not by write(), but from a page of a mapping */
+};
+
+/* Returns 0 or the errno value to be answered. */
+int fs_change_apply(struct fs *fs, const struct fs_change *change);
+void fs_change_answer(const struct fs_change *change, int code);
+
+/* --- mapped.c --- */
+
+struct fs_drop;
+
+struct fs_mapped {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;   /* the dropper */
+    pthread_cond_t idle;   /* there is nothing to be dropped */
+    struct fs_drop *drops; /* first come first; all under lock */
+    struct fs_drop **end;
+    bool busy;
+    bool stopping;
+    bool started;
+    pthread_t dropper;
+};
+
+void fs_mapped_init(struct fs_mapped *mapped);
+void fs_mapped_destroy(struct fs_mapped *mapped);
+
+/* To be told of each open, release and read of a file of the image or of the hash device. Of a read
+ * before the image is read. */
+void fs_mapped_open(struct fs *fs, struct fs_node *node);
+void fs_mapped_release(struct fs *fs, struct fs_node *node);
+void fs_mapped_read(struct fs *fs, struct fs_node *node, const struct fuse_file_info *fi);
+
+/* Does and answers what the request asks for, and sees to it that no mapped file shows old bytes of
+ * the range when it is answered; unless the bytes come from such a file, for which a later fsync()
+ * does that. */
+void fs_mapped_change(struct fs *fs, const struct fs_change *change);
+
+/* Lets the dropper finish; workers must still be there. False if that takes until the deadline
+ * (CLOCK_REALTIME). */
+bool fs_mapped_stop(struct fs *fs, const struct timespec *deadline);
+
 /* --- ops.c --- */
 
 extern const struct fuse_lowlevel_ops fs_ops;
@@ -219,8 +274,8 @@ void fs_snapshots_free(struct fs *fs);
 void fs_reply_open_text(fuse_req_t req, struct fs_node *node, char *text,
                         const struct fuse_file_info *fi);
 
-/* Flags of an open file of the image. */
-void fs_open_flags(const struct fs *fs, const struct fs_node *node, struct fuse_file_info *fi);
+/* Answers an open of a file that needs no snapshot. */
+void fs_reply_open(fuse_req_t req, struct fs_node *node, const struct fuse_file_info *fi);
 
 /* --- place.c --- */
 
@@ -243,6 +298,7 @@ struct fs {
     struct fs_mount_options mount;
     struct fs_nodes nodes;
     struct fs_jobs jobs;
+    struct fs_mapped mapped;
     pthread_mutex_t snapshots_lock;
     struct fs_snapshot *snapshots; /* open files of stats.json; under the lock */
     char *directory;
@@ -270,6 +326,9 @@ static inline bool fs_node_writable(const struct fs *fs, const struct fs_node *n
  */
 int fs_channel(void);
 void fs_set_channel(int fd);
+
+/* In the answer to INIT: that files with direct_io may be mapped shared (mapped.c). */
+void fs_allow_shared_mappings(struct fuse_conn_info *conn);
 
 /* A mask of signals for threads: all blocked. Returns what pthread_create() does. */
 int fs_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);

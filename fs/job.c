@@ -107,16 +107,13 @@ static struct fs_job *list_take_all(struct fs_job **list)
 static void answer_open(struct fs *fs, fuse_req_t req, struct fs_node *node,
                         const struct fuse_file_info *fi)
 {
-    struct fuse_file_info flags = *fi;
-
     if (fs->writable) {
         /* In the builder, whose texts they are; the next build makes others. */
         const char *text = fs->jobs.texts.text[node->text];
         fs_reply_open_text(req, node, text != NULL ? strdup(text) : NULL, fi);
         return;
     }
-    fs_open_flags(fs, node, &flags);
-    fuse_reply_open(req, &flags);
+    fs_reply_open(req, node, fi);
 }
 
 static void answer_hash(struct fs *fs, fuse_req_t req, struct fs_node *node, uint64_t offset,

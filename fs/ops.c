@@ -5,6 +5,7 @@
  * mount that is written to, it may keep entries only (write.c).
  */
 #include <fcntl.h>
+#include <linux/fuse.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,6 +18,10 @@
 #define SEEK_SECONDS 1
 /* Requests that the kernel may have under way for read-ahead and asynchronous direct I/O. */
 #define MAX_BACKGROUND 64
+
+#ifndef FOPEN_PARALLEL_DIRECT_WRITES /* Linux 6.0 */
+#define FOPEN_PARALLEL_DIRECT_WRITES (1 << 6)
+#endif
 
 static struct fs *fs_of(fuse_req_t req)
 {
@@ -44,6 +49,8 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     /* Cached pages never go stale. */
     conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
     conn->want |= conn->capable & FUSE_CAP_CACHE_SYMLINKS;
+    if (fs->writable)
+        fs_allow_shared_mappings(conn);
     /* O_TRUNC is seen, and refused, by op_open(). */
     conn->want |= conn->capable & FUSE_CAP_ATOMIC_O_TRUNC;
 }
@@ -229,12 +236,23 @@ static struct fs_snapshot *snapshot_new(struct fs *fs, char *text)
     return snapshot;
 }
 
-void fs_open_flags(const struct fs *fs, const struct fs_node *node, struct fuse_file_info *fi)
+/* Not by fuse_reply_open(), which knows the flag for parallel writes only from libfuse 3.15 on. */
+void fs_reply_open(fuse_req_t req, struct fs_node *node, const struct fuse_file_info *fi)
 {
+    struct fs *fs = fs_of(req);
     bool image = node->kind == NODE_RANGE || node->kind == NODE_HASH;
+    struct fuse_open_out out = {.fh = fi->fh};
 
-    fi->keep_cache = !fs->writable;
-    fi->direct_io = fs->writable || (image && fs->mount.direct_io);
+    if (!fs->writable)
+        out.open_flags |= FOPEN_KEEP_CACHE;
+    if (fs->writable || (image && fs->mount.direct_io))
+        out.open_flags |= FOPEN_DIRECT_IO;
+    if (fs_node_writable(fs, node))
+        out.open_flags |= FOPEN_PARALLEL_DIRECT_WRITES;
+    fs_mapped_open(fs, node);
+    if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0)
+        /* Nobody waits for it any more, and there will be no release. */
+        fs_mapped_release(fs, node);
 }
 
 void fs_reply_open_text(fuse_req_t req, struct fs_node *node, char *text,
@@ -296,8 +314,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     switch (node->kind) {
     case NODE_RANGE:
     case NODE_HASH:
-        fs_open_flags(fs, node, fi);
-        fuse_reply_open(req, fi);
+        fs_reply_open(req, node, fi);
         return;
     case NODE_TEXT:
         fs_job_open(fs, req, node, fi);
@@ -315,10 +332,12 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct fs *fs = fs_of(req);
-    const struct fs_node *node = fs_node_get(&fs->nodes, ino);
+    struct fs_node *node = fs_node_get(&fs->nodes, ino);
 
     if (node != NULL && has_snapshot(fs, node))
         snapshot_free(fs, (struct fs_snapshot *)(uintptr_t)fi->fh);
+    else if (node != NULL)
+        fs_mapped_release(fs, node);
     fuse_reply_err(req, 0);
 }
 
@@ -396,6 +415,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
         return;
     }
     size_t length = min_u64(size, node->size - offset);
+    fs_mapped_read(fs, node, fi);
     if (node->kind == NODE_RANGE)
         read_range(req, node, offset, length);
     else if (node->kind == NODE_HASH)

@@ -73,10 +73,36 @@ static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
     return n;
 }
 
+/*
+ * The answer to INIT. Files that bypass the page cache can be mapped shared only where the kernel
+ * is told that we keep the mappings right (Linux 6.6; unknown flags are ignored). libfuse knows the
+ * flag from 3.16 on.
+ */
+static _Thread_local bool answering_init;
+
+void fs_allow_shared_mappings(struct fuse_conn_info *conn)
+{
+#ifdef FUSE_CAP_DIRECT_IO_ALLOW_MMAP
+    conn->want |= conn->capable & FUSE_CAP_DIRECT_IO_ALLOW_MMAP;
+#else
+    (void)conn;
+    answering_init = true;
+#endif
+}
+
+#define INIT_DIRECT_IO_ALLOW_MMAP2 (1u << 4) /* in flags2 */
+
 static ssize_t channel_writev(int fd, struct iovec *iov, int count, void *userdata)
 {
+    struct fuse_init_out *init = count == 2 ? iov[1].iov_base : NULL;
+
     (void)fd;
     (void)userdata;
+    if (answering_init && init != NULL && iov[1].iov_len == sizeof(*init)) {
+        init->flags |= FUSE_INIT_EXT;
+        init->flags2 |= INIT_DIRECT_IO_ALLOW_MMAP2;
+    }
+    answering_init = false;
     return writev(thread_channel, iov, count);
 }
 
@@ -113,6 +139,11 @@ static int use_channels(struct fuse_session *session, struct error *err)
     (void)session;
     (void)err;
     return 0;
+}
+
+void fs_allow_shared_mappings(struct fuse_conn_info *conn)
+{
+    (void)conn;
 }
 
 static int receive(struct fuse_session *session, struct fuse_buf *buf)
@@ -232,6 +263,7 @@ int fs_mount(const struct fs_options *options, const char *directory, struct fs 
     fs->options = *options;
     fs->worker_count = options->threads != 0 ? options->threads : default_workers();
     fs_jobs_init(&fs->jobs, fs->worker_count);
+    fs_mapped_init(&fs->mapped);
     pthread_mutex_init(&fs->snapshots_lock, NULL);
     sem_init(&fs->wake, 0, 0);
     fs->writable = image_writable(options->image);
@@ -276,6 +308,7 @@ void fs_free(struct fs *fs)
     if (fs->session != NULL)
         fuse_session_destroy(fs->session);
     fs_jobs_destroy(&fs->jobs);
+    fs_mapped_destroy(&fs->mapped);
     fs_snapshots_free(fs);
     pthread_mutex_destroy(&fs->snapshots_lock);
     sem_destroy(&fs->wake);
@@ -362,6 +395,8 @@ static void join_threads(struct fs *fs)
 
     clock_gettime(CLOCK_REALTIME, &deadline);
     deadline.tv_sec += END_SECONDS;
+    fs->abandoned = !fs_mapped_stop(fs, &deadline);
+    fuse_session_exit(fs->session);
     for (unsigned i = 0; i < fs->worker_count; i++)
         if (fs->workers[i].started)
             pthread_cancel(fs->workers[i].thread);
@@ -380,7 +415,6 @@ static void end(struct fs *fs)
     atomic_store(&fs->stop, true);
     fs_jobs_stop(fs);
     hashtree_cancel(fs->options.tree);
-    fuse_session_exit(fs->session);
     join_threads(fs);
     if (fs->abandoned)
         log_error("%s: a read of the image does not return; ending without it",

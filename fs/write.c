@@ -4,8 +4,9 @@
  *
  * One byte of the image is in several files: disk, a partition, and above it in the hash device and
  * all texts. So in a mount that is written to the kernel caches nothing of any of them (direct_io),
- * and each request sees what the last one left. The files behave as block devices do: a write that
- * reaches behind the end is cut there, and one that begins there has no space; nothing truncates.
+ * and each request sees what the last one left; mapped.c has the exception. The files behave as
+ * block devices do: a write that reaches behind the end is cut there, and one that begins there has
+ * no space; nothing truncates.
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -56,15 +57,46 @@ static void changed(struct fs *fs, uint64_t offset, uint64_t length)
                           memory_order_relaxed);
 }
 
+int fs_change_apply(struct fs *fs, const struct fs_change *change)
+{
+    struct image *image = fs->options.image;
+    uint64_t offset = change->offset, length = change->length;
+    _cleanup_error_ struct error err = ERROR_INIT;
+    int r = 0;
+
+    switch (change->what) {
+    case CHANGE_WRITE:
+        changed(fs, offset, length);
+        r = image_write(image, offset, change->data, length, &err);
+        changed(fs, offset, length);
+        break;
+    case CHANGE_ZERO:
+        changed(fs, offset, length);
+        r = image_write_zeros(image, offset, length, &err);
+        changed(fs, offset, length);
+        break;
+    case CHANGE_FLUSH:
+        r = image_flush(image, &err);
+        break;
+    }
+    return r < 0 ? failure(change->node, r, &err) : 0;
+}
+
+void fs_change_answer(const struct fs_change *change, int code)
+{
+    if (code == 0 && change->what == CHANGE_WRITE)
+        fuse_reply_write(change->req, change->length);
+    else
+        fuse_reply_err(change->req, code);
+}
+
 void fs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
                  struct fuse_file_info *fi)
 {
     struct fs *fs = fuse_req_userdata(req);
     struct fs_node *node = writable_node(fs, req, ino, off);
-    _cleanup_error_ struct error err = ERROR_INIT;
     uint64_t offset = (uint64_t)off;
 
-    (void)fi;
     if (node == NULL)
         return;
     if (offset >= node->size && size > 0) {
@@ -76,13 +108,14 @@ void fs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, o
         fuse_reply_write(req, 0);
         return;
     }
-    changed(fs, node->start + offset, length);
-    int r = image_write(fs->options.image, node->start + offset, buf, length, &err);
-    changed(fs, node->start + offset, length);
-    if (r < 0)
-        fuse_reply_err(req, failure(node, r, &err));
-    else
-        fuse_reply_write(req, length);
+    const struct fs_change change = {.what = CHANGE_WRITE,
+                                     .req = req,
+                                     .node = node,
+                                     .offset = node->start + offset,
+                                     .length = length,
+                                     .data = (const uint8_t *)buf,
+                                     .from_page = fi->writepage};
+    fs_mapped_change(fs, &change);
 }
 
 void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t size,
@@ -90,7 +123,6 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
 {
     struct fs *fs = fuse_req_userdata(req);
     struct fs_node *node = writable_node(fs, req, ino, off);
-    _cleanup_error_ struct error err = ERROR_INIT;
     uint64_t offset = (uint64_t)off;
     bool keeps_size = (mode & FALLOC_FL_KEEP_SIZE) != 0;
     int what = mode & ~FALLOC_FL_KEEP_SIZE;
@@ -112,28 +144,26 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
         fuse_reply_err(req, 0);
         return;
     }
-    changed(fs, node->start + offset, length);
-    int r = image_write_zeros(fs->options.image, node->start + offset, length, &err);
-    changed(fs, node->start + offset, length);
-    fuse_reply_err(req, r < 0 ? failure(node, r, &err) : 0);
+    const struct fs_change change = {.what = CHANGE_ZERO,
+                                     .req = req,
+                                     .node = node,
+                                     .offset = node->start + offset,
+                                     .length = length};
+    fs_mapped_change(fs, &change);
 }
 
 void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
     struct fs *fs = fuse_req_userdata(req);
     struct fs_node *node = fs_node_get(&fs->nodes, ino);
-    _cleanup_error_ struct error err = ERROR_INIT;
-    int r = 0;
+    const struct fs_change change = {.what = CHANGE_FLUSH, .req = req, .node = node};
 
     (void)datasync;
     (void)fi;
-    if (node == NULL) {
-        fuse_reply_err(req, EINVAL);
-        return;
-    }
-    if (fs_node_writable(fs, node))
-        r = image_flush(fs->options.image, &err);
-    fuse_reply_err(req, r < 0 ? failure(node, r, &err) : 0);
+    if (node != NULL && fs_node_writable(fs, node))
+        fs_mapped_change(fs, &change);
+    else
+        fuse_reply_err(req, node != NULL ? 0 : EINVAL);
 }
 
 void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: MIT
 """Random edits through the files of a writable mount, and the same ones in a model of the disk.
 
-mount-writers.py edit MNT MODEL PART_START PART_SIZE SEED COUNT
+mount-writers.py edit MNT MODEL PART_START PART_SIZE SEED COUNT [MAPPED]
     Several processes at once, each with a stretch of the disk of its own, whose limits are not
-    aligned; each edit is read again through the other names. MODEL gets the same edits.
+    aligned; each edit is read again through the other names. MODEL gets the same edits. With
+    MAPPED, edits and reads are also made through mappings and with O_DIRECT, and the limits are
+    those of pages: of two who store to one page of two mappings, one may win all of it.
 mount-writers.py fsynced DISK LOG SEED
     Writes, and logs an edit in LOG once it was fsynced, until it is killed.
 mount-writers.py replay LOG DISK
@@ -12,6 +14,7 @@ mount-writers.py replay LOG DISK
 """
 import ctypes
 import hashlib
+import mmap
 import os
 import random
 import sys
@@ -35,18 +38,54 @@ def write_all(fd, data, offset):
         offset += n
 
 
-def edit(mnt, model, part_start, part_size, seed, count, worker):
-    rng = random.Random(seed * 100 + worker)
-    size = os.path.getsize(model)
+class File:
+    """A file of the mount, which has a range of the disk, open in several ways."""
+
+    def __init__(self, path, start, length, mapped):
+        self.start, self.length = start, length
+        self.fd = os.open(path, os.O_RDWR)
+        self.ways = ["call"]
+        if mapped:
+            self.direct = os.open(path, os.O_RDWR | os.O_DIRECT)
+            self.map = mmap.mmap(self.fd, length)
+            self.ways = ["call", "direct", "map"]
+
+    def write(self, way, data, offset):
+        offset -= self.start
+        if way == "map":
+            self.map[offset : offset + len(data)] = data
+            first = offset & -4096
+            self.map.flush(first, offset + len(data) - first)
+            os.fsync(self.fd)
+        else:
+            write_all(self.direct if way == "direct" else self.fd, data, offset)
+
+    def read(self, way, n, offset):
+        offset -= self.start
+        if way == "map":
+            return self.map[offset : offset + n]
+        return os.pread(self.direct if way == "direct" else self.fd, n, offset)
+
+
+def stretch(size, worker, mapped):
+    if mapped:
+        return (size * worker // WORKERS) & -4096, (size * (worker + 1) // WORKERS) & -4096
     low = size * worker // WORKERS + (worker and 1000 * worker + 1)
     high = size * (worker + 1) // WORKERS + (1000 * (worker + 1) + 1 if worker + 1 < WORKERS else 0)
+    return low, high
+
+
+def edit(mnt, model, part_start, part_size, seed, count, mapped, worker):
+    rng = random.Random(seed * 100 + worker)
+    size = os.path.getsize(model)
+    low, high = stretch(size, worker, mapped)
     model_fd = os.open(model, os.O_RDWR)
-    names = {"disk": (0, size), "part1": (part_start, part_size), "data": (part_start, part_size)}
-    fds = {name: os.open(f"{mnt}/{name}", os.O_RDWR) for name in names}
+    ranges = {"disk": (0, size), "part1": (part_start, part_size), "data": (part_start, part_size)}
+    files = {name: File(f"{mnt}/{name}", *ranges[name], mapped) for name in ranges}
     for _ in range(count):
-        name = rng.choice(list(names))
-        start, length = names[name]
-        first, end = max(low, start), min(high, start + length)
+        name = rng.choice(list(files))
+        file = files[name]
+        first, end = max(low, file.start), min(high, file.start + file.length)
         offset = rng.randrange(first, end)
         if rng.random() < 0.4:
             offset = max(first, offset & -4096)
@@ -54,27 +93,30 @@ def edit(mnt, model, part_start, part_size, seed, count, worker):
         what = rng.random()
         if what < 0.65:
             data = bytes([rng.randrange(256)]) * n if rng.random() < 0.3 else rng.randbytes(n)
-            write_all(fds[name], data, offset - start)
+            way = rng.choice(file.ways)
+            file.write(way, data, offset)
         else:
             data = bytes(n)
-            zero(fds[name], PUNCH_HOLE if what < 0.85 else ZERO_RANGE, offset - start, n)
+            way = "fallocate"
+            zero(file.fd, PUNCH_HOLE if what < 0.85 else ZERO_RANGE, offset - file.start, n)
         if rng.random() < 0.1:
-            os.fsync(fds[name])
+            os.fsync(file.fd)
         write_all(model_fd, data, offset)
-        for other, (other_start, other_length) in names.items():
-            if other_start <= offset and offset + n <= other_start + other_length:
-                if os.pread(fds[other], n, offset - other_start) != data:
-                    sys.exit(f"{name}: {n} bytes at {offset} are not the same in {other}")
+        for other, there in files.items():
+            if there.start <= offset and offset + n <= there.start + there.length:
+                how = rng.choice(there.ways)
+                if there.read(how, n, offset) != data:
+                    sys.exit(f"{name} ({way}): {n} bytes at {offset} are not the same in {other} ({how})")
 
 
 def edits(args):
     mnt, model, *numbers = args
-    part_start, part_size, seed, count = map(int, numbers)
+    part_start, part_size, seed, count, *mapped = map(int, numbers)
     pids = []
     for worker in range(WORKERS):
         pid = os.fork()
         if pid == 0:
-            edit(mnt, model, part_start, part_size, seed, count // WORKERS, worker)
+            edit(mnt, model, part_start, part_size, seed, count // WORKERS, bool(mapped), worker)
             os._exit(0)
         pids.append(pid)
     sys.exit(any(os.waitpid(pid, 0)[1] for pid in pids))
