@@ -195,7 +195,6 @@ static void trail_clear(struct trail *trail)
         free(trail->steps[i].name);
     free(trail->steps);
 }
-DEFINE_CLEANUP_INPLACE(struct trail, trail_clear);
 
 static void trail_pop(struct trail *trail)
 {
