@@ -391,7 +391,7 @@ static int boot_run(const struct cli_options *options, int argc, char **argv, vo
 const struct cli_command cmd_boot = {
     .name = "boot",
     .arguments = "IMAGE [-- QEMU ARGS]",
-    .summary = "boot QEMU on an image and its hash device",
+    .summary = "Boots QEMU on an image and its hash device",
     .details =
         "Serves the image from a private directory and boots a guest on it, read-only: the disk "
         "is\n"

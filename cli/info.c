@@ -460,7 +460,6 @@ static void print_tree(const struct hashtree_file_info *tree)
 static void print_table(const struct facts *facts)
 {
     const struct image_info *info = image_info(facts->image, 0);
-    char zero[FORMAT_SIZE_MAX];
 
     print_line("Image:", info->path);
     print_label("Format:");
@@ -471,8 +470,7 @@ static void print_table(const struct facts *facts)
     print_size("Allocated:", image_size(facts->image) - facts->zero_bytes);
     if (facts->compressed_bytes > 0)
         print_size("Compressed:", facts->compressed_bytes);
-    print_label("Zeros:");
-    printf("%s (%" PRIu64 " bytes)\n", format_size(facts->zero_bytes, zero), facts->zero_bytes);
+    print_size("Zeros:", facts->zero_bytes);
     if (info->cluster_size != 0)
         print_size("Cluster size:", info->cluster_size);
     if (info->version != 0)

@@ -395,7 +395,7 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
 const struct cli_command cmd_mount = {
     .name = "mount",
     .arguments = "IMAGE DIRECTORY",
-    .summary = "serve an image's disk, partitions and hash device as files",
+    .summary = "Serves an image's disk, partitions and hash device as files",
     .details =
         "Mounts a filesystem on DIRECTORY, which must be empty, and returns when its files can be\n"
         "read: disk, part1 and so on, data (a link to the data partition), hash (the dm-verity\n"
