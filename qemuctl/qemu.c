@@ -323,10 +323,10 @@ static int finish(struct qemu *qemu, struct error *err)
 {
     int r = dispatch_qmp(qemu, err);
 
-    qemu->paused = false;
     /* What fits into pipes, and no more: a child of QEMU may hold the other end and go on writing.
-     */
+     * There is no later for an owner that pauses. */
     for (int i = 0; i < 64 && (qemu->console_out >= 0 || qemu->messages >= 0); i++) {
+        qemu->paused = false;
         read_console(qemu);
         read_messages(qemu);
     }

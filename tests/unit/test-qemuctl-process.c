@@ -50,6 +50,11 @@ static int fake_qemu(const char *manners, const char *chardev)
         fflush(stdout);
         _exit(3);
     }
+    if (strcmp(manners, "talker") == 0) {
+        static const char text[60000];
+        (void)!write(STDOUT_FILENO, text, sizeof(text));
+        _exit(3);
+    }
     if (strcmp(manners, "closed") == 0) {
         (void)close(STDOUT_FILENO);
         (void)close(STDERR_FILENO);
@@ -78,6 +83,8 @@ static int fake_qemu(const char *manners, const char *chardev)
 
 struct owner {
     struct qemu *qemu;
+    bool slow; /* pauses after each piece */
+    size_t received;
     char console[64];
 };
 
@@ -85,6 +92,12 @@ static void on_console(const void *text, size_t length, void *arg)
 {
     struct owner *owner = arg;
     size_t have = strlen(owner->console);
+
+    owner->received += length;
+    if (owner->slow) {
+        qemu_console_pause(owner->qemu, true);
+        return;
+    }
 
     assert_true(have + length < sizeof(owner->console));
     memcpy(owner->console + have, text, length);
@@ -240,6 +253,19 @@ static void test_pause(void **state)
     owner_free(&owner);
 }
 
+/* Nothing that was said is lost with an owner that pauses when the end comes. */
+static void test_pause_at_end(void **state)
+{
+    (void)state;
+    struct owner owner;
+
+    owner_spawn(&owner, "talker");
+    owner.slow = true;
+    owner_wait(&owner, NULL);
+    assert_int_equal(owner.received, 60000);
+    owner_free(&owner);
+}
+
 static void test_no_program(void **state)
 {
     (void)state;
@@ -262,7 +288,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_stop),       cmocka_unit_test(test_stop_early),
         cmocka_unit_test(test_stop_again), cmocka_unit_test(test_free_kills),
         cmocka_unit_test(test_orphan),     cmocka_unit_test(test_pause),
-        cmocka_unit_test(test_no_program),
+        cmocka_unit_test(test_no_program), cmocka_unit_test(test_pause_at_end),
     };
 
     if (argc > 3)
