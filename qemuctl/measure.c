@@ -46,7 +46,8 @@ static int report_bytes(struct measure *measure, struct measure_step *step, cons
 {
     if (measure->input->step == NULL)
         return 0;
-    if (is_snp(measure))
+    step->snp = is_snp(measure);
+    if (step->snp)
         memcpy(step->digest, measure->snp.digest, SHA384_SIZE);
     if (data != NULL) {
         int r = sha256_of(data, step->size, step->sha256, err);

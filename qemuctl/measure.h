@@ -154,7 +154,8 @@ struct measure_step {
     const uint8_t *vmsa;   /* VMSA: its VMSA_SIZE bytes; valid during the call */
     uint32_t eip;          /* VMSA: where the vCPU begins */
     uint8_t sha256[32];    /* of the bytes; not of SECTIONs */
-    uint8_t digest[LAUNCH_DIGEST_MAX]; /* SEV-SNP: the launch digest so far */
+    bool snp;              /* whether this is SEV-SNP: */
+    uint8_t digest[LAUNCH_DIGEST_MAX]; /* the launch digest so far */
 };
 
 struct measure_input {

@@ -68,7 +68,7 @@ static struct vmm_state vmm_state(const struct measure_input *input, uint32_t ei
 
     switch (input->vmm) {
     case SEV_VMM_QEMU:
-        /* The FPU's state is in VMSAs since the KVM of Linux 6.9 or 6.10. */
+        /* The FPU's state is in VMSAs since the KVM of Linux 6.10. */
         state.rdx = input->vcpu_signature;
         state.mxcsr = MXCSR_RESET;
         state.x87_fcw = X87_FCW_RESET;

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: MIT */
+#include "qemuctl/id-block.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/bn.h>
+#include <openssl/core_names.h>
+#include <openssl/crypto.h>
+#include <openssl/ec.h>
+#include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/objects.h>
+#include <openssl/pem.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/io.h"
+#include "qemuctl/measure-internal.h"
+
+/* --- Layouts --- */
+
+enum {
+    BLOCK_LD = 0x00,
+    BLOCK_FAMILY_ID = 0x30,
+    BLOCK_IMAGE_ID = 0x40,
+    BLOCK_VERSION = 0x50,
+    BLOCK_GUEST_SVN = 0x54,
+    BLOCK_POLICY = 0x58,
+
+    AUTH_ID_KEY_ALGO = 0x000,
+    AUTH_AUTHOR_KEY_ALGO = 0x004,
+    AUTH_BLOCK_SIG = 0x040,
+    AUTH_ID_KEY = 0x240,
+    AUTH_ID_KEY_SIG = 0x680,
+    AUTH_AUTHOR_KEY = 0x880,
+};
+#define BLOCK_VERSION_1 1
+#define ALGO_ECDSA_P384_SHA384 1
+
+/* Publication 56860, "ECDSA P-384 With SHA-384": numbers are little-endian, with room for 576 bits.
+ */
+#define NUMBER_SIZE 72
+#define SIGNATURE_R 0x00
+#define SIGNATURE_S 0x48
+#define KEY_CURVE 0x00
+#define KEY_QX 0x04
+#define KEY_QY 0x4c
+#define KEY_SIZE 0x404
+#define CURVE_P384 2
+
+static void bn_free(BIGNUM *bn)
+{
+    BN_free(bn);
+}
+DEFINE_CLEANUP(BIGNUM, bn_free);
+
+static void md_ctx_free(EVP_MD_CTX *ctx)
+{
+    EVP_MD_CTX_free(ctx);
+}
+DEFINE_CLEANUP(EVP_MD_CTX, md_ctx_free);
+
+static void pkey_ctx_free(EVP_PKEY_CTX *ctx)
+{
+    EVP_PKEY_CTX_free(ctx);
+}
+DEFINE_CLEANUP(EVP_PKEY_CTX, pkey_ctx_free);
+
+static void pkey_free(EVP_PKEY *pkey)
+{
+    EVP_PKEY_free(pkey);
+}
+DEFINE_CLEANUP(EVP_PKEY, pkey_free);
+
+static void bio_free(BIO *bio)
+{
+    BIO_free(bio);
+}
+DEFINE_CLEANUP(BIO, bio_free);
+
+static void signature_free(ECDSA_SIG *signature)
+{
+    ECDSA_SIG_free(signature);
+}
+DEFINE_CLEANUP(ECDSA_SIG, signature_free);
+
+/* --- Keys --- */
+
+#define KEY_FILE_MAX 65536
+
+struct id_key {
+    char *name;
+    EVP_PKEY *pkey;
+};
+
+void id_key_free(struct id_key *key)
+{
+    EVP_PKEY_free(key->pkey);
+    free(key->name);
+    free(key);
+}
+
+/* Without it OpenSSL asks on the terminal. */
+static int refuse_password(char *buffer, int size, int writing, void *encrypted)
+{
+    (void)buffer;
+    (void)size;
+    (void)writing;
+    *(bool *)encrypted = true;
+    return -1;
+}
+
+static int decode_key(const char *path, const char *data, size_t size, EVP_PKEY **ret,
+                      struct error *err)
+{
+    _cleanup_(bio_free_cleanup) BIO *bio = BIO_new_mem_buf(data, (int)size);
+    const unsigned char *der = (const unsigned char *)data;
+    bool encrypted = false;
+    EVP_PKEY *pkey;
+
+    if (bio == NULL)
+        return error_oom(err);
+    pkey = PEM_read_bio_PrivateKey(bio, NULL, refuse_password, &encrypted);
+    if (pkey == NULL && !encrypted)
+        pkey = d2i_AutoPrivateKey(NULL, &der, (long)size);
+    ERR_clear_error();
+    if (encrypted)
+        return error_set(err, EINVAL,
+                         "%s: the key is encrypted; 'openssl pkey' makes a plain one of it", path);
+    if (pkey == NULL)
+        return error_set(err, EINVAL, "%s: holds no private key, neither PEM nor DER", path);
+    *ret = pkey;
+    return 0;
+}
+
+static int check_key(const char *path, EVP_PKEY *pkey, struct error *err)
+{
+    _cleanup_(pkey_ctx_free_cleanup) EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new(pkey, NULL);
+    char group[80] = "";
+
+    if (ctx == NULL)
+        return error_oom(err);
+    if (EVP_PKEY_get_base_id(pkey) != EVP_PKEY_EC)
+        return error_set(err, EINVAL,
+                         "%s: not an EC key; 'openssl ecparam -genkey -name secp384r1 "
+                         "-noout' makes one",
+                         path);
+    if (EVP_PKEY_get_group_name(pkey, group, sizeof(group), NULL) != 1 ||
+        OBJ_txt2nid(group) != NID_secp384r1)
+        return error_set(err, EINVAL, "%s: its curve is %s, not P-384 (secp384r1)", path,
+                         group[0] != '\0' ? group : "without a name");
+    if (EVP_PKEY_check(ctx) != 1) {
+        ERR_clear_error();
+        return error_set(err, EINVAL, "%s: its private and public parts do not belong together",
+                         path);
+    }
+    return 0;
+}
+
+int id_key_load(const char *path, struct id_key **ret, struct error *err)
+{
+    _cleanup_(pkey_free_cleanup) EVP_PKEY *pkey = NULL;
+    _cleanup_id_key_ struct id_key *key = NULL;
+    char *data = NULL;
+    size_t size = 0;
+
+    int r = io_read_file(path, KEY_FILE_MAX, &data, &size, err);
+    if (r == 0)
+        r = decode_key(path, data, size, &pkey, err);
+    if (data != NULL)
+        OPENSSL_cleanse(data, size);
+    free(data);
+    if (r == 0)
+        r = check_key(path, pkey, err);
+    if (r < 0)
+        return r;
+    key = calloc(1, sizeof(*key));
+    if (key == NULL || (key->name = strdup(path)) == NULL)
+        return error_oom(err);
+    key->pkey = TAKE_PTR(pkey);
+    *ret = TAKE_PTR(key);
+    return 0;
+}
+
+static int put_number(uint8_t *p, const struct id_key *key, const BIGNUM *number, struct error *err)
+{
+    if (number == NULL || BN_bn2lebinpad(number, p, NUMBER_SIZE) != NUMBER_SIZE)
+        return openssl_error(err, EIO, key->name);
+    return 0;
+}
+
+/* `p` is zeroed. */
+static int put_public_key(uint8_t p[static KEY_SIZE], const struct id_key *key, struct error *err)
+{
+    _cleanup_(bn_free_cleanup) BIGNUM *x = NULL, *y = NULL;
+
+    if (EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_EC_PUB_X, &x) != 1 ||
+        EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) != 1)
+        return openssl_error(err, EIO, key->name);
+    put_le32(p + KEY_CURVE, CURVE_P384);
+    int r = put_number(p + KEY_QX, key, x, err);
+    return r < 0 ? r : put_number(p + KEY_QY, key, y, err);
+}
+
+int id_key_digest(const struct id_key *key, uint8_t digest[static ID_KEY_DIGEST_SIZE],
+                  struct error *err)
+{
+    _cleanup_sha_ struct sha sha = SHA_INIT;
+    uint8_t bytes[KEY_SIZE] = {0};
+
+    int r = put_public_key(bytes, key, err);
+    if (r == 0)
+        r = sha_open(&sha, "SHA384", err);
+    return r < 0 ? r : sha_of(&sha, bytes, sizeof(bytes), digest, err);
+}
+
+/* --- The block --- */
+
+#define SIGNATURE_DER_MAX 256 /* two numbers of 49 bytes, three headers */
+
+/* Signs bytes; `p` is zeroed. */
+static int put_signature(uint8_t *p, const struct id_key *key, const uint8_t *bytes, size_t size,
+                         struct error *err)
+{
+    _cleanup_(md_ctx_free_cleanup) EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    _cleanup_(signature_free_cleanup) ECDSA_SIG *signature = NULL;
+    uint8_t der[SIGNATURE_DER_MAX];
+    const unsigned char *q = der;
+    size_t der_size = sizeof(der);
+
+    if (ctx == NULL)
+        return error_oom(err);
+    if (EVP_DigestSignInit_ex(ctx, NULL, "SHA384", NULL, NULL, key->pkey, NULL) != 1 ||
+        EVP_DigestSign(ctx, der, &der_size, bytes, size) != 1 ||
+        (signature = d2i_ECDSA_SIG(NULL, &q, (long)der_size)) == NULL)
+        return openssl_error(err, EIO, key->name);
+    int r = put_number(p + SIGNATURE_R, key, ECDSA_SIG_get0_r(signature), err);
+    return r < 0 ? r : put_number(p + SIGNATURE_S, key, ECDSA_SIG_get0_s(signature), err);
+}
+
+static void put_block(uint8_t p[static ID_BLOCK_SIZE], const struct id_block *block)
+{
+    memset(p, 0, ID_BLOCK_SIZE);
+    memcpy(p + BLOCK_LD, block->digest->bytes, SHA384_SIZE);
+    memcpy(p + BLOCK_FAMILY_ID, block->family_id, sizeof(block->family_id));
+    memcpy(p + BLOCK_IMAGE_ID, block->image_id, sizeof(block->image_id));
+    put_le32(p + BLOCK_VERSION, BLOCK_VERSION_1);
+    put_le32(p + BLOCK_GUEST_SVN, block->guest_svn);
+    put_le64(p + BLOCK_POLICY, block->policy);
+}
+
+int id_block_make(const struct id_block *block, const struct id_key *key,
+                  const struct id_key *author, uint8_t id_block[static ID_BLOCK_SIZE],
+                  uint8_t id_auth[static ID_AUTH_SIZE], struct error *err)
+{
+    uint8_t bytes[ID_BLOCK_SIZE], auth[ID_AUTH_SIZE] = {0};
+
+    assert(block->digest->size == SHA384_SIZE);
+    put_block(bytes, block);
+    put_le32(auth + AUTH_ID_KEY_ALGO, ALGO_ECDSA_P384_SHA384);
+    int r = put_signature(auth + AUTH_BLOCK_SIG, key, bytes, sizeof(bytes), err);
+    if (r == 0)
+        r = put_public_key(auth + AUTH_ID_KEY, key, err);
+    if (r == 0 && author != NULL) {
+        put_le32(auth + AUTH_AUTHOR_KEY_ALGO, ALGO_ECDSA_P384_SHA384);
+        r = put_signature(auth + AUTH_ID_KEY_SIG, author, auth + AUTH_ID_KEY, KEY_SIZE, err);
+        if (r == 0)
+            r = put_public_key(auth + AUTH_AUTHOR_KEY, author, err);
+    }
+    if (r < 0)
+        return r;
+    memcpy(id_block, bytes, sizeof(bytes));
+    memcpy(id_auth, auth, sizeof(auth));
+    return 0;
+}
+
+/* --- Files --- */
+
+static size_t base64_size(size_t size)
+{
+    return (size + 2) / 3 * 4;
+}
+
+int id_block_write(const char *path, const uint8_t *bytes, size_t size, struct error *err)
+{
+    _cleanup_free_ char *text = malloc(base64_size(size) + 2);
+    _cleanup_close_ int fd = -1;
+
+    if (text == NULL)
+        return error_oom(err);
+    size_t length = (size_t)EVP_EncodeBlock((unsigned char *)text, bytes, (int)size);
+    text[length++] = '\n';
+    fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0666);
+    if (fd < 0)
+        return error_set_errno(err, errno, "%s: cannot open for writing", path);
+    int r = io_write(fd, path, text, length, err);
+    return r < 0 ? r : io_close_written(take_fd(&fd), path, err);
+}
+
+/* EVP_DecodeBlock() takes white space around the text, and gives bytes for padding, too. */
+static bool decode_base64(const char *text, size_t length, size_t size, uint8_t *ret)
+{
+    while (length > 0 && strchr(" \t\r\n", text[length - 1]) != NULL)
+        length--;
+    if (length != base64_size(size))
+        return false;
+
+    size_t padding = base64_size(size) / 4 * 3 - size;
+    for (size_t i = 0; i < length; i++)
+        if ((text[i] == '=') != (i >= length - padding))
+            return false;
+    _cleanup_free_ uint8_t *bytes = malloc(length);
+    if (bytes == NULL ||
+        EVP_DecodeBlock(bytes, (const unsigned char *)text, (int)length) != (int)(size + padding)) {
+        ERR_clear_error();
+        return false;
+    }
+    memcpy(ret, bytes, size);
+    return true;
+}
+
+int id_block_read(const char *path, size_t size, uint8_t *ret, struct error *err)
+{
+    _cleanup_free_ char *data = NULL;
+    size_t length;
+
+    int r = io_read_file(path, base64_size(size) + 4096, &data, &length, err);
+    if (r < 0)
+        return r;
+    if (length == size) {
+        memcpy(ret, data, size);
+        return 0;
+    }
+    if (!decode_base64(data, length, size, ret))
+        return error_set(err, EINVAL, "%s: holds neither %zu bytes nor those in Base64", path,
+                         size);
+    return 0;
+}
