@@ -23,7 +23,7 @@ struct image_options {
     const char *format;        /* "qcow2", "qcow" or "raw"; NULL probes */
     const char *snapshot;      /* id or name of an internal snapshot; NULL for the current state */
     const char *password_file; /* for AES-encrypted images: its first line, without the newline */
-    bool force;                /* read an image that is marked corrupt */
+    bool force;                /* read an image that is marked corrupt, or shares L2 tables */
 };
 
 /*

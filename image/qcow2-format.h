@@ -147,6 +147,13 @@ int qcow2_l1_decode(const struct qcow2_header *header, uint64_t *entries, size_t
                     uint64_t file_size, struct error *err);
 
 /*
+ * Refuses an L1 table, decoded, two of whose entries name one L2 table. QEMU reads such an image,
+ * but no program writes it, and 32 MiB of L1 table over a single L2 table would be 2 PiB to be
+ * looked at. If all L2 tables are different ones, what a map has to look at is bounded by the file.
+ */
+int qcow2_l1_check_shared(const uint64_t *offsets, size_t count, struct error *err);
+
+/*
  * Parses the snapshot table. `table` holds `length` bytes from its start on, as far as the file
  * and QCOW2_SNAPSHOT_TABLE_MAX go. *ret_snapshots is an array of header->snapshot_count, with
  * their L1 tables in *ret_tables (both owned by the caller, and the strings; NULL if there are

@@ -264,3 +264,57 @@ int qcow2_l1_decode(const struct qcow2_header *header, uint64_t *entries, size_t
     }
     return 0;
 }
+
+static int compare_offsets(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* Says which entries have the offset. */
+static int shared_table(const uint64_t *offsets, uint64_t shared, struct error *err)
+{
+    size_t first = 0, second;
+
+    while (offsets[first] != shared)
+        first++;
+    for (second = first + 1; offsets[second] != shared;)
+        second++;
+    return error_set(err, EINVAL,
+                     "L1 entries %zu and %zu share the L2 table at offset 0x%" PRIx64
+                     ", which no program writes (--force reads it as it is)",
+                     first, second, shared);
+}
+
+int qcow2_l1_check_shared(const uint64_t *offsets, size_t count, struct error *err)
+{
+    uint64_t last = 0;
+    size_t used = 0;
+    bool ascending = true;
+
+    for (size_t i = 0; i < count; i++) {
+        if (offsets[i] == 0)
+            continue;
+        ascending = ascending && offsets[i] > last;
+        last = offsets[i];
+        used++;
+    }
+    if (ascending)
+        return 0;
+
+    _cleanup_free_ uint64_t *sorted = malloc(used * sizeof(*sorted));
+    if (sorted == NULL)
+        return error_oom(err);
+    used = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (offsets[i] != 0)
+            sorted[used++] = offsets[i];
+    }
+    qsort(sorted, used, sizeof(*sorted), compare_offsets);
+    for (size_t i = 1; i < used; i++) {
+        if (sorted[i] == sorted[i - 1])
+            return shared_table(offsets, sorted[i], err);
+    }
+    return 0;
+}

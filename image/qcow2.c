@@ -439,6 +439,8 @@ static int read_l1(struct layer *layer, const struct image_options *options, str
         return r;
     q->l1 = entries;
     r = qcow2_l1_decode(&q->header, q->l1, q->l1_entries, file_size, err);
+    if (r == 0 && !options->force)
+        r = qcow2_l1_check_shared(q->l1, q->l1_entries, err);
     if (r < 0)
         return error_prefix(err, "%s", layer_path(layer));
     return 0;

@@ -406,6 +406,40 @@ static void test_corrupt_forced(void **state)
     maker_free(&m);
 }
 
+/* A disk of four L2 tables, in descending order in the file, and what happens if two are one. */
+static void test_shared_l2(void **state)
+{
+    (void)state;
+    const uint64_t span = (uint64_t)1 << (2 * 16 - 3);
+    const struct image_options force = {.force = true};
+    struct maker m;
+
+    maker_start(&m, 3, 16, false, 4 * span);
+    for (uint64_t i = 4; i-- > 0;)
+        (void)maker_l2_entry(&m, i * span);
+    maker_write(&m, "a");
+    _cleanup_image_ struct image *image = NULL;
+    assert_int_equal(image_open("a", NULL, &image, NULL), 0);
+
+    for (unsigned from = 0; from < 4; from++) {
+        for (unsigned to = from + 1; to < 4; to++) {
+            _cleanup_error_ struct error err = ERROR_INIT;
+            _cleanup_image_ struct image *shared = NULL;
+            uint64_t own = peek64(&m, m.l1_offset + 8 * to);
+            char entries[40];
+
+            put64(&m, m.l1_offset + 8 * to, peek64(&m, m.l1_offset + 8 * from));
+            maker_write(&m, "a");
+            assert_int_equal(image_open("a", NULL, &shared, &err), -EINVAL);
+            snprintf(entries, sizeof(entries), "L1 entries %u and %u share", from, to);
+            assert_non_null(strstr(error_message(&err), entries));
+            assert_int_equal(image_open("a", &force, &shared, &err), 0);
+            put64(&m, m.l1_offset + 8 * to, own);
+        }
+    }
+    maker_free(&m);
+}
+
 /* --- Snapshots --- */
 
 /* Appends an entry at *at, and moves it. */
@@ -597,8 +631,8 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_header_refused), cmocka_unit_test(test_header_accepted),
-        cmocka_unit_test(test_corrupt_forced), cmocka_unit_test(test_snapshots),
-        cmocka_unit_test(test_bitmaps),
+        cmocka_unit_test(test_corrupt_forced), cmocka_unit_test(test_shared_l2),
+        cmocka_unit_test(test_snapshots),      cmocka_unit_test(test_bitmaps),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
