@@ -7,10 +7,10 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "cli/guest_append.h"
 #include "cli/guest_kernel.h"
 #include "cli/serve.h"
 #include "common/log.h"
-#include "qemuctl/cmdline.h"
 
 /*
  * `qverity boot`: mounts the image and boots QEMU on the mount's disk and hash device, read-only,
@@ -30,60 +30,24 @@ struct boot {
 
 /* --- Command lines --- */
 
-/* The default command line; behind it comes dm-mod.create. */
-static char *default_append(const struct boot *boot)
-{
-    const struct boot_options *o = &boot->options;
-    char root[32] = "/dev/dm-0";
-    char *line;
-    int n;
-
-    if (o->no_verity && boot->partition != 0)
-        snprintf(root, sizeof(root), "/dev/sda%u", boot->partition);
-    else if (o->no_verity)
-        snprintf(root, sizeof(root), "/dev/sda");
-    if (o->writable)
-        n = asprintf(&line, "console=ttyS0 root=%s rw", root);
-    else
-        /* Nobody is to log in to a finished guest, unless a port is forwarded for that. */
-        n = asprintf(&line,
-                     "%sfsck.mode=skip ro console=ttyS0 overlayroot=tmpfs root=%s rootflags=noload",
-                     o->ssh ? "" : "systemd.mask=ssh.service ", root);
-    return n < 0 ? NULL : line;
-}
-
 /* `table` is dm-verity's, or NULL without verity. *ret is NULL without a kernel. */
 static int make_append(const struct boot *boot, const char *table, char **ret, struct error *err)
 {
     const struct boot_options *o = &boot->options;
-    _cleanup_free_ char *line = NULL;
+    const struct guest_append append = {
+        .given = o->append,
+        .writable = o->writable,
+        .ssh = o->ssh,
+        .no_verity = o->no_verity,
+        .no_dm_init = o->no_dm_init,
+        .partition = boot->partition,
+    };
 
     if (o->kernel == NULL) {
         *ret = NULL;
         return 0;
     }
-    line = o->append != NULL ? strdup(o->append) : default_append(boot);
-    if (line == NULL)
-        return error_oom(err);
-    if (table != NULL && !o->no_dm_init) {
-        _cleanup_free_ char *create = verity_dm_mod_create(table);
-        _cleanup_free_ char *longer = NULL;
-        if (create == NULL)
-            return error_oom(err);
-        int r = cmdline_append(line, "--append", create, &longer, err);
-        if (r == -EEXIST)
-            return cli_usage_error(err, "%s; leave it out, or use --no-dm-init",
-                                   error_message(err));
-        if (r < 0)
-            return r;
-        free(line);
-        line = TAKE_PTR(longer);
-    }
-    int r = cmdline_check(line, err);
-    if (r < 0)
-        return r;
-    *ret = TAKE_PTR(line);
-    return 0;
+    return guest_append_make(&append, table, ret, err);
 }
 
 static void fill_machine(const struct boot *boot, struct machine_options *ret)

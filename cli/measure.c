@@ -437,7 +437,7 @@ static int measure_run(const struct cli_options *options, int argc, char **argv,
 const struct cli_command cmd_measure = {
     .name = "measure",
     .arguments = "--mode MODE --ovmf FILE",
-    .summary = "computes the launch digest of a SEV-SNP, SEV-ES or SEV guest",
+    .summary = "Computes the launch digest of a SEV-SNP, SEV-ES or SEV guest",
     .details = "Prints what the secure processor will measure when QEMU (or EC2's or GCE's VMM)\n"
                "launches a guest of these files. Options and digests are those of\n"
                "sev-snp-measure. --verbose tells all that went in; twice, also the digest after\n"
