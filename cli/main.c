@@ -11,8 +11,8 @@
 
 static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
-    &cmd_boot,  &cmd_diff, &cmd_hash,  &cmd_info,   &cmd_map,    &cmd_measure,
-    &cmd_mount, &cmd_read, &cmd_track, &cmd_update, &cmd_verify, NULL,
+    &cmd_boot,  &cmd_build, &cmd_diff,  &cmd_hash,   &cmd_info,   &cmd_map, &cmd_measure,
+    &cmd_mount, &cmd_read,  &cmd_track, &cmd_update, &cmd_verify, NULL,
 };
 
 static const struct cli_command *find_command(const char *name)
@@ -29,7 +29,8 @@ static void print_help(void)
     printf(
         "Usage: qverity COMMAND [OPTION…] …\n\n"
         "Shows a disk image, and the dm-verity hash device of its data, as plain files; computes\n"
-        "and checks root hashes; boots QEMU on the result.\n\nCommands:\n");
+        "and checks root hashes; boots QEMU on the result; builds images from "
+        "recipes.\n\nCommands:\n");
     for (size_t i = 0; commands[i] != NULL; i++)
         printf("  %-10s %s\n", commands[i]->name, commands[i]->summary);
     printf("\n'qverity COMMAND --help' tells a command's arguments and options; --version the "

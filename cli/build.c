@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+
+#include "cli/cli.h"
+#include "common/log.h"
+#include "common/units.h"
+#include "provision/provision.h"
+
+/* `qverity build`: makes what a recipe describes. */
+
+enum accel_choice { CHOOSE_AUTO, CHOOSE_KVM, CHOOSE_TCG };
+
+struct build_context {
+    const char *work, *from, *until, *compress;
+    enum accel_choice accel;
+    bool dry_run, list;
+    const struct cli_options *options;
+};
+
+static const struct cli_option build_options[] = {
+    {"work", 0, "DIR", "work in DIR, and leave the results there (the recipe's name)"},
+    {"from", 0, "STEP", "do this step and all behind it again: a number, name or kind"},
+    {"until", 0, "STEP", "stop after this step"},
+    {"dry-run", 0, NULL, "tell what would be done, and do nothing"},
+    {"list", 0, NULL, "list the steps and which of them are done"},
+    {"compress", 0, "zlib|zstd|none", "compress the sealed image (what the recipe says)"},
+    {"accel", 0, "auto|kvm|tcg", "accelerator for guests; auto tries whether KVM runs one (auto)"},
+    {0},
+};
+
+enum build_option {
+    OPT_WORK,
+    OPT_FROM,
+    OPT_UNTIL,
+    OPT_DRY_RUN,
+    OPT_LIST,
+    OPT_COMPRESS,
+    OPT_ACCEL,
+};
+
+static int find_word(const char *argument, const char *option, const char *const *words,
+                     size_t *ret, struct error *err)
+{
+    for (size_t i = 0; words[i] != NULL; i++)
+        if (strcmp(argument, words[i]) == 0) {
+            *ret = i;
+            return 0;
+        }
+    return cli_usage_error(err, "%s: '%s' is not %s, %s or %s", option, argument, words[0],
+                           words[1], words[2]);
+}
+
+static int build_option(size_t index, const char *argument, void *context, struct error *err)
+{
+    static const char *const compressions[] = {"zlib", "zstd", "none", NULL};
+    static const char *const accels[] = {"auto", "kvm", "tcg", NULL};
+    struct build_context *build = context;
+    size_t choice = 0;
+    int r = 0;
+
+    switch ((enum build_option)index) {
+    case OPT_WORK:
+        build->work = argument;
+        return 0;
+    case OPT_FROM:
+        build->from = argument;
+        return 0;
+    case OPT_UNTIL:
+        build->until = argument;
+        return 0;
+    case OPT_DRY_RUN:
+        build->dry_run = true;
+        return 0;
+    case OPT_LIST:
+        build->list = true;
+        return 0;
+    case OPT_COMPRESS:
+        build->compress = argument;
+        return find_word(argument, "--compress", compressions, &choice, err);
+    case OPT_ACCEL:
+        r = find_word(argument, "--accel", accels, &choice, err);
+        build->accel = (enum accel_choice)choice;
+        return r;
+    }
+    abort();
+}
+
+/* --- Looking on --- */
+
+static void on_step(const struct build_step *step, enum build_event event, void *arg)
+{
+    const struct build_context *build = arg;
+
+    if (build->options->quiet)
+        return;
+    switch (event) {
+    case BUILD_STEP_SKIPPED:
+        fprintf(stderr, "[%u/%u] %s: done already\n", step->number, step->count, step->name);
+        break;
+    case BUILD_STEP_STARTED:
+        fprintf(stderr, "[%u/%u] %s\n", step->number, step->count, step->name);
+        break;
+    case BUILD_STEP_DONE:
+        fprintf(stderr, "[%u/%u] %s: %.1f s\n", step->number, step->count, step->name,
+                step->seconds);
+        break;
+    }
+}
+
+/* What programs and guests write does not move the cursor. */
+static void on_output(const char *line, void *arg)
+{
+    const struct build_context *build = arg;
+
+    if (build->options->quiet)
+        return;
+    fputs("    ", stderr);
+    for (const char *p = line; *p != '\0'; p++)
+        fputc((unsigned char)*p < 0x20 && *p != '\t' ? '?' : *p, stderr);
+    fputc('\n', stderr);
+}
+
+/* --- Plans --- */
+
+static int print_plan_json(const struct plan_step *steps, size_t count, struct error *err)
+{
+    _cleanup_json_ json_t *json = json_pack("{s:[]}", "steps");
+    int r = json != NULL ? 0 : error_oom(err);
+
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        json_t *actions = json_array();
+        for (size_t j = 0; j < steps[i].action_count; j++)
+            if (json_array_append_new(actions, json_text(steps[i].actions[j])) != 0)
+                r = error_oom(err);
+        json_t *step =
+            json_pack("{s:i, s:i, s:o, s:b, s:b, s:o}", "number", (int)steps[i].number, "line",
+                      (int)steps[i].line, "name", json_text(steps[i].name), "done", steps[i].done,
+                      "will_run", steps[i].will_run, "actions", actions);
+        if (r == 0 &&
+            (step == NULL || json_array_append_new(json_object_get(json, "steps"), step) != 0))
+            r = error_oom(err);
+    }
+    return r < 0 ? r : json_print(json, err);
+}
+
+static void print_plan(const struct build_context *build, const struct plan_step *steps,
+                       size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct plan_step *step = &steps[i];
+        if (build->list) {
+            printf("%3u  %-8s %s\n", step->number,
+                   step->done       ? "done"
+                   : step->will_run ? "to do"
+                                    : "later",
+                   step->name);
+            continue;
+        }
+        if (!step->will_run)
+            continue;
+        printf("%3u  %s\n", step->number, step->name);
+        for (size_t j = 0; j < step->action_count; j++)
+            printf("       %s\n", step->actions[j]);
+    }
+}
+
+static int show_plan(const struct build_context *build, const struct recipe *recipe,
+                     const struct build_options *options, struct error *err)
+{
+    struct plan_step *steps;
+    size_t count;
+
+    int r = recipe_plan(recipe, options, &steps, &count, err);
+    if (r < 0)
+        return r;
+    if (build->options->json)
+        r = print_plan_json(steps, count, err);
+    else
+        print_plan(build, steps, count);
+    recipe_plan_free(steps, count);
+    return r;
+}
+
+/* --- Building --- */
+
+static void print_report(const json_t *report)
+{
+    const json_t *path;
+    size_t i;
+
+    if (json_object_get(report, "image") != NULL)
+        printf("Image:      %s\n", json_string_value(json_object_get(report, "image")));
+    json_array_foreach (json_object_get(report, "fetched"), i, path)
+        printf("Fetched:    %s\n", json_string_value(path));
+    if (json_object_get(report, "root_hash") != NULL)
+        printf("Root hash:  %s\n", json_string_value(json_object_get(report, "root_hash")));
+}
+
+/* Signals end the build between two things that it does, and it cleans up. */
+static int open_signals(int *ret, struct error *err)
+{
+    static const int handled[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    sigset_t set;
+
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
+        sigaddset(&set, handled[i]);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+        return error_set_errno(err, errno, "sigprocmask");
+    (void)signal(SIGPIPE, SIG_IGN);
+    *ret = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return *ret >= 0 ? 0 : error_set_errno(err, errno, "signalfd");
+}
+
+static enum accel choose_accel(const struct build_context *build)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+
+    if (build->accel != CHOOSE_AUTO)
+        return build->accel == CHOOSE_KVM ? ACCEL_KVM : ACCEL_TCG;
+    int r = accel_probe_kvm(&err);
+    if (r < 0)
+        log_info("no KVM, QEMU emulates the guest's CPU: %s", error_message(&err));
+    return r == 0 ? ACCEL_KVM : ACCEL_TCG;
+}
+
+static int do_build(const struct build_context *build, const struct recipe *recipe,
+                    struct build_options *options, struct error *err)
+{
+    _cleanup_json_ json_t *report = NULL;
+    _cleanup_close_ int signals = -1;
+
+    int r = open_signals(&signals, err);
+    if (r < 0)
+        return r;
+    options->interrupt = signals;
+    options->accel = choose_accel(build);
+    r = recipe_build(recipe, options, &report, err);
+    if (r < 0)
+        return r;
+    if (build->options->json)
+        return json_print(report, err);
+    print_report(report);
+    return 0;
+}
+
+static int build_run(const struct cli_options *options, int argc, char **argv, void *context,
+                     struct error *err)
+{
+    _cleanup_problems_ struct problems problems = PROBLEMS_INIT;
+    _cleanup_(recipe_free_cleanup) struct recipe *recipe = NULL;
+    struct build_context *build = context;
+    struct build_options to_do = {
+        .from = build->from,
+        .until = build->until,
+        .compress = build->compress,
+        .interrupt = -1,
+        .threads = options->tree.threads,
+        .handlers = {.step = on_step, .output = on_output, .arg = build},
+    };
+
+    (void)argc;
+    build->options = options;
+    int r = recipe_load(argv[0], &problems, &recipe, err);
+    for (size_t i = 0; i < problems.count; i++)
+        log_error("%s", problems.lines[i]);
+    if (r < 0)
+        return r;
+    to_do.work = build->work != NULL ? build->work : recipe_name(recipe);
+    if (build->dry_run || build->list)
+        return show_plan(build, recipe, &to_do, err);
+    return do_build(build, recipe, &to_do, err);
+}
+
+const struct cli_command cmd_build = {
+    .name = "build",
+    .arguments = "RECIPE",
+    .summary = "Builds an image from a recipe",
+    .details =
+        "Does the steps of RECIPE, a YAML file (qverity-recipe(5)), in the work directory. Steps\n"
+        "that were done with the same inputs are not done again, and a build that failed or was\n"
+        "killed goes on at the step where it ended. The sealed image, the files that were fetched\n"
+        "and manifest.json are in the work directory; each step's log is below it in steps/.",
+    .groups = CLI_JSON,
+    .options = build_options,
+    .operands_min = 1,
+    .operands_max = 1,
+    .option = build_option,
+    .context_size = sizeof(struct build_context),
+    .run = build_run,
+};
