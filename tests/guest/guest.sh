@@ -17,7 +17,9 @@ guest_need_image()
     if [ ! -s "$guest_image" ] && [ "$(id -u)" -ne 0 ]; then
         skip_all "build/demo/disk.qcow2 is not there and making it needs root: ./run demo"
     fi
-    if [ "$(id -u)" -eq 0 ] && ! "$top/provision/demo-image" "$demo" >image.log 2>&1; then
+    mkdir -p "$demo"
+    if [ "$(id -u)" -eq 0 ] && ! flock "$demo.lock" "$QVERITY" build --work "$demo" \
+        "$top/provision/recipes/debian.yaml" >image.log 2>&1; then
         fail "the demo image can be made"
         note "$(tail -n 20 image.log)"
         finish
