@@ -171,14 +171,14 @@ static int parse_backing_file(const uint8_t *cluster, size_t length,
 static int parse_bitmaps(const struct extension *extension, const struct qcow2_header *header,
                          uint64_t file_size, struct qcow2_extensions *ret, struct error *err)
 {
+    if (extension->length != BITMAPS_EXTENSION_LENGTH)
+        return error_set(err, EINVAL, "the bitmaps extension has %" PRIu32 " bytes, not %d",
+                         extension->length, BITMAPS_EXTENSION_LENGTH);
     if ((header->autoclear & QCOW2_AUTOCLEAR_BITMAPS) == 0) {
         /* Somebody who knows nothing of bitmaps wrote to the image. */
         log_debug("the bitmaps extension is not valid, so it is left out");
         return 0;
     }
-    if (extension->length != BITMAPS_EXTENSION_LENGTH)
-        return error_set(err, EINVAL, "the bitmaps extension has %" PRIu32 " bytes, not %d",
-                         extension->length, BITMAPS_EXTENSION_LENGTH);
 
     uint32_t count = get_be32(extension->data);
     uint32_t reserved = get_be32(extension->data + 4);

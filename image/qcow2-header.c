@@ -137,8 +137,9 @@ static int check_tables(const uint8_t *bytes, const struct qcow2_header *header,
         if (r < 0)
             return r;
     }
-    return qcow2_l1_check(header, "active", header->l1_offset, header->l1_entries, header->size,
-                          file_size, err);
+    /* As QEMU has it, for the size that the header tells, not for the disk's. */
+    return qcow2_l1_check(header, "active", header->l1_offset, header->l1_entries,
+                          get_be64(bytes + AT_SIZE), file_size, err);
 }
 
 static int parse_basics(const uint8_t *bytes, size_t length, struct qcow2_header *header,

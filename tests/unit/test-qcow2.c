@@ -108,6 +108,12 @@ static const struct header_case header_cases[] = {
      "active L1 table at offset 0x400, 256 bytes, does not lie within the file "
      "of 1100 bytes",
      {{0}}},
+    /* The disk has the same sectors, but QEMU wants an L1 entry for the odd byte, too. */
+    {3,
+     0,
+     EINVAL,
+     "active L1 table has 32 entries, and a disk of 1048577 bytes needs 33",
+     {{24, 8, DISK + 1}}},
     {3, 0, EINVAL, "refcount table has no clusters", {{56, 4, 0}}},
     {3,
      0,
@@ -132,6 +138,7 @@ static const struct header_case header_cases[] = {
      EINVAL,
      "L1 entry 1: the L2 table at offset 0x600 does not lie within the file of",
      {{0x408, 8, 0x600}}},
+    {3, 0, EINVAL, "bitmaps extension has 8 bytes, not 24", {{112, 4, 0x23852875}, {116, 4, 8}}},
     /* Features. */
     {3, 0, EINVAL, "marked corrupt", {{72, 8, 2}}},
     {3,
@@ -371,7 +378,7 @@ static void test_header_accepted(void **state)
         {3, {{8, 8, 200}}},       /* an empty backing name is none */
         {3, {{24, 8, DISK - 1}}}, /* whole sectors count */
         {2, {{8, 8, 200}, {16, 4, 5}, {200, 8, TEXT('b', 'a', 's', 'e', 0, 'x', 0, 0)}}},
-        {3, {{112, 8, EXTENSION(0x23852875, 8)}}}, /* bitmaps that are not valid */
+        {3, {{112, 8, EXTENSION(0x23852875, 24)}}}, /* bitmaps that are not valid */
     };
 
     write_file("base", "some raw bytes", 14);
