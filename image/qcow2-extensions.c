@@ -37,8 +37,11 @@ static int next_extension(const uint8_t *cluster, size_t end, size_t *offset, st
 {
     size_t at = *offset;
 
-    if (at > end || end - at < 8)
+    if (at >= end)
         return 0;
+    if (end - at < 8)
+        return error_set(err, EINVAL, "the header extension at offset %zu is cut off at offset %zu",
+                         at, end);
     ret->type = get_be32(cluster + at);
     ret->length = get_be32(cluster + at + 4);
     ret->data = cluster + at + 8;

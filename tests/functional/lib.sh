@@ -124,6 +124,25 @@ refused()
     fi
 }
 
+# patch FILE (OFFSET FORMAT NUMBER)…: overwrites big-endian numbers; FORMAT is of python's struct
+patch()
+{
+    python3 - "$@" <<'PYTHON'
+import struct
+import sys
+with open(sys.argv[1], "r+b") as file:
+    for at, kind, number in zip(*[iter(sys.argv[2:])] * 3):
+        file.seek(int(at, 0))
+        file.write(struct.pack(">" + kind, int(number, 0) & (1 << 64) - 1))
+PYTHON
+}
+
+# entry FILE OFFSET: a big-endian number of 64 bits
+entry()
+{
+    od -An -t u8 -j "$(($2))" -N 8 --endian=big "$1" | tr -d ' '
+}
+
 # The script cannot run here, and why.
 skip_all()
 {

@@ -139,6 +139,7 @@ static const struct header_case header_cases[] = {
      "L1 entry 1: the L2 table at offset 0x600 does not lie within the file of",
      {{0x408, 8, 0x600}}},
     {3, 0, EINVAL, "bitmaps extension has 8 bytes, not 24", {{112, 4, 0x23852875}, {116, 4, 8}}},
+    {3, 0, EINVAL, "header extension at offset 112 is cut off at offset 116", {{8, 8, 116}}},
     /* Features. */
     {3, 0, EINVAL, "marked corrupt", {{72, 8, 2}}},
     {3,
