@@ -11,6 +11,7 @@
 #include "cli/guest_kernel.h"
 #include "cli/serve.h"
 #include "common/log.h"
+#include "qemuctl/qemu.h"
 
 /*
  * `qverity boot`: mounts the image and boots QEMU on the mount's disk and hash device, read-only,
@@ -22,7 +23,6 @@ struct boot {
     struct boot_options options; /* first: boot_option() gets the context */
     const struct cli_target *target;
     enum accel accel;
-    char *directory;    /* where the image is mounted */
     unsigned partition; /* the number of the data partition, 0: the whole disk */
     char *image;        /* --writable: the image's absolute path */
     const char *format; /* and its format */
@@ -77,18 +77,21 @@ static void fill_machine(const struct boot *boot, struct machine_options *ret)
 static int make_argv(void *arg, const char *table, struct argv *ret, struct error *err)
 {
     const struct boot *boot = arg;
-    _cleanup_free_ char *append = NULL, *disk = NULL, *hash = NULL;
+    _cleanup_free_ char *append = NULL;
     struct machine_options machine;
 
     int r = make_append(boot, table, &append, err);
     if (r < 0)
         return r;
-    if (boot->image == NULL && (asprintf(&disk, "%s/disk", boot->directory) < 0 ||
-                                asprintf(&hash, "%s/hash", boot->directory) < 0))
-        return error_oom(err);
     const struct machine_disk disks[] = {
-        {.file = disk, .format = "raw", .serial = "qverity-disk", .readonly = true},
-        {.file = hash, .format = "raw", .serial = "qverity-hash", .readonly = true},
+        {.file = QEMU_INHERITED "/disk",
+         .format = "raw",
+         .serial = "qverity-disk",
+         .readonly = true},
+        {.file = QEMU_INHERITED "/hash",
+         .format = "raw",
+         .serial = "qverity-hash",
+         .readonly = true},
     };
     const struct machine_disk writable = {
         .file = boot->image, .format = boot->format, .serial = "qverity-disk"};
@@ -165,47 +168,6 @@ static void choose_accel(struct boot *boot)
 
 /* --- Running --- */
 
-/* Where directories for mounts are made: the user's runtime directory, else root's, else /tmp. */
-static const char *const *directory_parents(void)
-{
-    static const char *parents[4];
-    const char *runtime = getenv("XDG_RUNTIME_DIR");
-    size_t n = 0;
-
-    if (runtime != NULL && runtime[0] == '/')
-        parents[n++] = runtime;
-    parents[n++] = "/run";
-    parents[n++] = "/tmp";
-    parents[n] = NULL;
-    return parents;
-}
-
-#define DIRECTORY_TEMPLATE "qverity-boot.XXXXXX"
-
-/* The directory is only made if `make` is set; else *ret is the template. */
-static int choose_directory(bool make, char **ret, struct error *err)
-{
-    const char *const *parents = directory_parents();
-    int code = 0;
-
-    for (size_t i = 0; parents[i] != NULL; i++) {
-        _cleanup_free_ char *path = NULL, *real = realpath(parents[i], NULL);
-        if (real == NULL || access(real, W_OK | X_OK) < 0) {
-            code = errno;
-            continue;
-        }
-        if (asprintf(&path, "%s/%s", strcmp(real, "/") == 0 ? "" : real, DIRECTORY_TEMPLATE) < 0)
-            return error_oom(err);
-        if (make && mkdtemp(path) == NULL) {
-            code = errno;
-            continue;
-        }
-        *ret = TAKE_PTR(path);
-        return 0;
-    }
-    return error_set_errno(err, code, "cannot make a directory for the mount in /run or /tmp");
-}
-
 static int print_argv(const struct cli_options *options, struct boot *boot, struct error *err)
 {
     _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
@@ -247,25 +209,18 @@ static int boot_guest(const struct cli_options *options, struct boot *boot, stru
         .make_argv = make_argv,
         .arg = boot,
     };
-    const bool mounts = boot->image == NULL;
-
     int r = until_new(o->until, &until, err);
     if (r < 0)
         return cli_usage_error(err, "--until: %s", error_message(err));
     session.until = until;
-    if (mounts)
-        r = choose_directory(!o->dry_run, &boot->directory, err);
-    if (r == 0 && o->dry_run)
+    if (o->dry_run)
         return print_argv(options, boot, err);
-    if (r == 0 && o->console != NULL)
+    if (o->console != NULL) {
         r = sink_open_file(&console, o->console, err);
-    session.directory = boot->directory;
-    if (r == 0)
-        r = boot_session_run(&session, err);
-    /* Gone already, unless the session could not begin. */
-    if (mounts && boot->directory != NULL)
-        (void)rmdir(boot->directory);
-    return r;
+        if (r < 0)
+            return r;
+    }
+    return boot_session_run(&session, err);
 }
 
 /* The child processes get other files as 0, 1 and 2: an image must not be opened there. What was
@@ -347,7 +302,6 @@ static int boot_run(const struct cli_options *options, int argc, char **argv, vo
         r = cli_target_open(argv[0], options, NULL, &target, err);
     if (r == 0)
         r = boot_target(options, boot, &target, err);
-    cleanup_free(&boot->directory);
     cleanup_free(&boot->image);
     return r;
 }
@@ -357,7 +311,7 @@ const struct cli_command cmd_boot = {
     .arguments = "IMAGE [-- QEMU ARGS]",
     .summary = "Boots QEMU on an image and its hash device",
     .details =
-        "Serves the image from a private directory and boots a guest on it, read-only: the disk "
+        "Mounts the image where nobody else sees it and boots a guest on it, read-only: the disk "
         "is\n"
         "hda, the dm-verity hash device of the data partition is hdb, and dm-mod.create= on the\n"
         "kernel command line has the guest verify all that it reads. --append replaces the "

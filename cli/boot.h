@@ -60,7 +60,6 @@ void boot_options_files(const struct boot_options *options,
 struct boot_session {
     const struct cli_options *cli;
     const struct cli_target *target; /* to mount; NULL: QEMU opens the image itself */
-    const char *directory;           /* to mount in; removed in the end */
     const char *socket;              /* that QEMU makes, removed in the end; or NULL */
     bool verity;                     /* wait for dm-verity's table */
     unsigned timeout;                /* seconds; 0: none */
@@ -76,7 +75,7 @@ struct boot_session {
 };
 
 /*
- * Mounts, boots, and watches the guest until it ends or is to be ended. Leaves no process, mount or
- * directory. Returns 0 if the expression matched, or, without one, if the guest powered off.
+ * Mounts, boots, and watches the guest until it ends or is to be ended. Leaves no process or mount.
+ * Returns 0 if the expression matched, or, without one, if the guest powered off.
  */
 int boot_session_run(const struct boot_session *session, struct error *err);

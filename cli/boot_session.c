@@ -399,10 +399,11 @@ static int run_guest(struct run *run, struct error *err)
     int r = session->make_argv(session->arg, serve_table(run->serve), &argv, err);
     if (r < 0)
         return r;
-    r = qemu_spawn(&argv, &handlers, &run->qemu, err);
+    r = qemu_spawn(&argv, serve_root(run->serve), &handlers, &run->qemu, err);
     if (r < 0)
         return r;
     serve_guard(run->serve, qemu_pid(run->qemu));
+    serve_close_root(run->serve);
     if (session->timeout != 0)
         run->deadline = clock_ms() + (int64_t)session->timeout * 1000;
     if (session->until_text == NULL)
@@ -425,7 +426,6 @@ int boot_session_run(const struct boot_session *session, struct error *err)
     const struct serve_options serve = {
         .cli = session->cli,
         .target = session->target,
-        .directory = session->directory,
         .socket = session->socket,
         .table = session->verity,
     };

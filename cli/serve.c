@@ -2,12 +2,14 @@
 #include "cli/serve.h"
 
 #include <fcntl.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -23,7 +25,8 @@
  * network file system.
  *
  * A report is one packet: a byte that tells the kind, then text. An error has its code in front of
- * the text. What the parent sends is the process group of serve_guard().
+ * the text; that the mount is there comes with a descriptor. What the parent sends is the process
+ * group of serve_guard().
  */
 
 #define REPORT_MOUNTED 'M'
@@ -31,26 +34,46 @@
 #define REPORT_ERROR 'E'
 #define REPORT_MAX 8192
 
+/* Room for one descriptor beside a packet, aligned as it has to be. */
+union fd_message {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    struct cmsghdr header;
+};
+
 #define CHILD_STOP_SECONDS 8 /* from the parent's end to the child's, if something is stuck */
 #define CHILD_STOP_MS 10000  /* that the parent waits for the child before it kills it */
 #define CHILD_KILL_MS 2000   /* and behind that */
 
 struct serve {
-    char *directory;
+    char *directory; /* that the child mounts in if it has to, and makes then; or NULL */
     char *socket_path;
     pid_t pid;
     int socket;
     bool reaped;
     int status;
     bool mounted;
+    int root;
     char *table;
 };
+
+static void serve_clear(struct serve *serve)
+{
+    cleanup_close(&serve->socket);
+    cleanup_close(&serve->root);
+    free(serve->directory);
+    free(serve->socket_path);
+    free(serve->table);
+    free(serve);
+}
+DEFINE_CLEANUP(struct serve, serve_clear);
 
 /* --- The child --- */
 
 struct child {
     const struct serve_options *options;
+    const char *directory;
     int socket;
+    int root; /* of the mount */
     struct hashtree *tree;
     pthread_mutex_t lock; /* around fs, once there are threads */
     struct fs *fs;
@@ -140,7 +163,7 @@ static void *watch_parent(void *arg)
         fs_stop(child->fs);
     pthread_mutex_unlock(&child->lock);
     (void)sleep(CHILD_STOP_SECONDS);
-    clean_up(child->options->directory, child->options->socket);
+    clean_up(child->directory, child->options->socket);
     _exit(1);
 }
 
@@ -178,11 +201,51 @@ static void *report_table(void *arg)
     return NULL;
 }
 
+/* Sends the mount's root along: from then on it is there as long as the parent wants it. */
 static void on_ready(void *arg)
 {
     struct child *child = arg;
+    char kind = REPORT_MOUNTED;
+    struct iovec packet = {.iov_base = &kind, .iov_len = 1};
+    union fd_message control = {0};
+    struct msghdr message = {.msg_iov = &packet,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof(control.bytes)};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
 
-    report(child->socket, REPORT_MOUNTED, NULL, 0);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(child->root));
+    memcpy(CMSG_DATA(header), &child->root, sizeof(child->root));
+    (void)sendmsg(child->socket, &message, MSG_NOSIGNAL);
+    cleanup_close(&child->root);
+}
+
+static int mount_directory(struct child *child, const struct fs_options *options, struct error *err)
+{
+    const char *const directory = child->directory;
+
+    if (mkdir(directory, 0700) < 0)
+        return error_set_errno(err, errno, "%s: cannot make a directory for the mount", directory);
+    int r = fs_mount(options, directory, &child->fs, err);
+    if (r < 0)
+        return r;
+    child->root = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (child->root < 0)
+        return error_set_errno(err, errno, "%s", directory);
+    return 0;
+}
+
+static int child_mount(struct child *child, const struct fs_options *options, struct error *err)
+{
+    _cleanup_error_ struct error why = ERROR_INIT;
+
+    int r = fs_mount_detached(options, &child->fs, &child->root, &why);
+    if (r == 0)
+        return 0;
+    log_info("%s; mounting at %s", error_message(&why), child->directory);
+    return mount_directory(child, options, err);
 }
 
 static int start_thread(void *(*function)(void *), struct child *child, struct error *err)
@@ -211,7 +274,7 @@ static int child_serve(struct child *child, struct error *err)
         .ready = on_ready,
         .arg = child,
     };
-    r = fs_mount(&options, child->options->directory, &child->fs, err);
+    r = child_mount(child, &options, err);
     if (r < 0)
         return r;
     r = start_thread(watch_parent, child, err);
@@ -228,10 +291,15 @@ static int child_serve(struct child *child, struct error *err)
     return r < 0 ? r : 0;
 }
 
-static _Noreturn void run_child(const struct serve_options *options, int socket)
+static _Noreturn void run_child(const struct serve_options *options, const char *directory,
+                                int socket)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
-    struct child child = {.options = options, .socket = socket, .lock = PTHREAD_MUTEX_INITIALIZER};
+    struct child child = {.options = options,
+                          .directory = directory,
+                          .socket = socket,
+                          .root = -1,
+                          .lock = PTHREAD_MUTEX_INITIALIZER};
     sigset_t none;
 
     (void)setsid();
@@ -255,38 +323,64 @@ static _Noreturn void run_child(const struct serve_options *options, int socket)
     }
     if (r < 0)
         report_error(socket, &err);
-    clean_up(options->directory, options->socket);
+    clean_up(directory, options->socket);
     _exit(r < 0 ? 1 : 0);
 }
 
 /* --- The parent --- */
 
+/* A name for a directory to mount in, should one be needed: in the user's runtime directory, else
+ * root's, else /tmp. Named here, so that both processes know what to remove. */
+static int name_directory(char **ret, struct error *err)
+{
+    const char *const parents[] = {getenv("XDG_RUNTIME_DIR"), "/run", "/tmp"};
+    uint64_t random;
+
+    if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+        return error_set_errno(err, errno, "getrandom");
+    for (size_t i = 0; i < sizeof(parents) / sizeof(parents[0]); i++) {
+        _cleanup_free_ char *real = NULL;
+        if (parents[i] == NULL || parents[i][0] != '/')
+            continue;
+        real = realpath(parents[i], NULL);
+        if (real == NULL || access(real, W_OK | X_OK) < 0)
+            continue;
+        char *path;
+        if (asprintf(&path, "%s/qverity-boot.%016" PRIx64, real, random) < 0)
+            return error_oom(err);
+        *ret = path;
+        return 0;
+    }
+    return error_set_errno(err, errno, "cannot make a directory for the mount in /run or /tmp");
+}
+
 int serve_start(const struct serve_options *options, struct serve **ret, struct error *err)
 {
-    _cleanup_close_ int ours = -1, theirs = -1;
-    _cleanup_free_ char *directory = options->directory != NULL ? strdup(options->directory) : NULL;
-    _cleanup_free_ char *socket_path = options->socket != NULL ? strdup(options->socket) : NULL;
-    _cleanup_free_ struct serve *serve = calloc(1, sizeof(*serve));
-    int fds[2];
+    _cleanup_(serve_clear_cleanup) struct serve *serve = calloc(1, sizeof(*serve));
+    _cleanup_close_ int theirs = -1;
+    int fds[2], r = 0;
 
-    if (serve == NULL || (directory == NULL) != (options->directory == NULL) ||
-        (socket_path == NULL) != (options->socket == NULL))
+    if (serve == NULL)
         return error_oom(err);
+    serve->socket = serve->root = -1;
+    if (options->socket != NULL && (serve->socket_path = strdup(options->socket)) == NULL)
+        return error_oom(err);
+    if (options->target != NULL)
+        r = name_directory(&serve->directory, err);
+    if (r < 0)
+        return r;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
         return error_set_errno(err, errno, "socketpair");
-    ours = fds[0];
+    serve->socket = fds[0];
     theirs = fds[1];
     (void)fflush(stdout);
     serve->pid = fork();
     if (serve->pid < 0)
         return error_set_errno(err, errno, "fork");
     if (serve->pid == 0) {
-        cleanup_close(&ours);
-        run_child(options, theirs);
+        cleanup_close(&serve->socket);
+        run_child(options, serve->directory, theirs);
     }
-    serve->socket = take_fd(&ours);
-    serve->directory = TAKE_PTR(directory);
-    serve->socket_path = TAKE_PTR(socket_path);
     *ret = TAKE_PTR(serve);
     return 0;
 }
@@ -322,13 +416,11 @@ void serve_kill(struct serve *serve)
 void serve_free(struct serve *serve)
 {
     cleanup_close(&serve->socket);
+    cleanup_close(&serve->root);
     if (!reap_within(serve, CHILD_STOP_MS))
         serve_kill(serve);
     clean_up(serve->directory, serve->socket_path);
-    free(serve->directory);
-    free(serve->socket_path);
-    free(serve->table);
-    free(serve);
+    serve_clear(serve);
 }
 
 int serve_fd(const struct serve *serve)
@@ -372,12 +464,32 @@ static int child_gone(struct serve *serve, struct error *err)
     return error_set(err, EIO, "%s was unmounted by somebody else", serve->directory);
 }
 
+/* As recv(); a descriptor that comes along becomes serve->root. */
+static ssize_t receive(struct serve *serve, char *packet, size_t room)
+{
+    struct iovec iov = {.iov_base = packet, .iov_len = room};
+    union fd_message control = {0};
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof(control.bytes)};
+
+    ssize_t n = recvmsg(serve->socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    const struct cmsghdr *header = n >= 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+        header->cmsg_len == CMSG_LEN(sizeof(serve->root))) {
+        cleanup_close(&serve->root);
+        memcpy(&serve->root, CMSG_DATA(header), sizeof(serve->root));
+    }
+    return n;
+}
+
 int serve_dispatch(struct serve *serve, struct error *err)
 {
     char packet[REPORT_MAX];
 
     for (;;) {
-        ssize_t n = recv(serve->socket, packet, sizeof(packet), MSG_DONTWAIT);
+        ssize_t n = receive(serve, packet, sizeof(packet));
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN)
@@ -393,6 +505,16 @@ int serve_dispatch(struct serve *serve, struct error *err)
 bool serve_mounted(const struct serve *serve)
 {
     return serve->mounted;
+}
+
+int serve_root(const struct serve *serve)
+{
+    return serve->root;
+}
+
+void serve_close_root(struct serve *serve)
+{
+    cleanup_close(&serve->root);
 }
 
 const char *serve_table(const struct serve *serve)

@@ -10,6 +10,10 @@
  * A child process that serves an image's mount for as long as its parent wants it or lives, and
  * cleans up behind its parent. Without a target that is all it does.
  *
+ * The mount is in nobody's directory tree (fs_mount_detached()), so that nothing of it can stay
+ * behind whatever is killed. Where the system does not let us do that, it is in a directory, which
+ * the child removes when its parent is gone, and the parent when its child is.
+ *
  * Parent and child share a socket. Over it the child reports, and its end of file tells the child
  * that the parent is gone: then the child unmounts and removes the directory by itself. The child
  * has a session of its own, so that the terminal's Ctrl-C and hang-up reach only the parent.
@@ -19,9 +23,8 @@ struct serve;
 struct serve_options {
     const struct cli_options *cli;
     const struct cli_target *target; /* or NULL: nothing is mounted */
-    const char *directory;           /* absolute; removed in the end; NULL without a target */
-    const char *socket;              /* something else to remove then, if it is a socket; or NULL */
-    bool table;                      /* compute the root hash and report dm-verity's table */
+    const char *socket; /* something else to remove in the end, if it is a socket; or NULL */
+    bool table;         /* compute the root hash and report dm-verity's table */
 };
 
 /*
@@ -54,6 +57,11 @@ int serve_fd(const struct serve *serve);
 int serve_dispatch(struct serve *serve, struct error *err);
 
 bool serve_mounted(const struct serve *serve);
+
+/* A descriptor of the mount's root directory, to open files in; -1 before serve_mounted(), or
+ * without a target. It is closed by serve_close_root(), or with `serve`. */
+int serve_root(const struct serve *serve);
+void serve_close_root(struct serve *serve);
 
 /* dm-verity's table as verity_guest_table() has it, NULL as long as it is not known. */
 const char *serve_table(const struct serve *serve);

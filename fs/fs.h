@@ -63,6 +63,16 @@ int fs_check_directory(const char *directory, char **ret, struct error *err);
  */
 int fs_mount(const struct fs_options *options, const char *directory, struct fs **ret,
              struct error *err);
+
+/*
+ * The same without a directory: *ret_root is a descriptor of the mount's root directory
+ * (close-on-exec, owned), to open files in, as openat() and /proc/self/fd do. The mount is there
+ * until nobody has that or a file of it any more; there are no mount options. To be called with one
+ * thread only. An error means that the system does not let us, and that fs_mount() may be able to.
+ */
+int fs_mount_detached(const struct fs_options *options, struct fs **ret, int *ret_root,
+                      struct error *err);
+
 void fs_free(struct fs *fs);
 DEFINE_CLEANUP(struct fs, fs_free);
 

@@ -22,6 +22,7 @@
  *
  *     options.c  -o, and the arguments that libfuse gets
  *     place.c    whether a directory can be mounted on; the mount's read-ahead
+ *     detached.c mounts that are in nobody's directory tree
  *     session.c  an fs's life: mounting, serving threads, the end
  *     node.c     which files there are, their attributes
  *     ops.c      the FUSE operations
@@ -53,6 +54,24 @@ struct fs_mount_options {
 /* `source` is shown as the mounted device unless an fsname option says otherwise. */
 int fs_options_parse(const char *text, const char *source, bool writable,
                      struct fs_mount_options *ret, struct error *err);
+
+/* --- detached.c --- */
+
+struct fs_detached_options {
+    unsigned uid, gid; /* of whoever may open files */
+    unsigned max_read; /* bytes */
+    bool read_only;
+    const char *source; /* shown as the mounted device */
+};
+
+/*
+ * Makes a FUSE mount without a place. *ret_device is the connection, *ret_root the mount's root
+ * directory; both are owned and close-on-exec. On its way the process may enter namespaces of its
+ * own, and must have one thread only. Unless it succeeds, nothing has changed, except if the kernel
+ * was of two minds. -ENOSYS, -EPERM, -EINVAL… where that cannot be done.
+ */
+int fs_detached_open(const struct fs_detached_options *options, int *ret_device, int *ret_root,
+                     struct error *err);
 
 /* --- node.c --- */
 
@@ -301,7 +320,8 @@ struct fs {
     struct fs_mapped mapped;
     pthread_mutex_t snapshots_lock;
     struct fs_snapshot *snapshots; /* open files of stats.json; under the lock */
-    char *directory;
+    char *directory;               /* where it can be looked at */
+    int root;                      /* of a mount without a place: its root directory; else -1 */
     struct fuse_session *session;
     bool mounted;
 

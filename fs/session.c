@@ -13,6 +13,7 @@
  * for the requests that it answers. libfuse before 3.14 cannot be told to use it; there the workers
  * share one.
  */
+#include <assert.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <sched.h>
@@ -216,7 +217,7 @@ static void read_messages(int fd, char *text, size_t room)
 
 /* Mounts with stderr, which fusermount3 writes to, and libfuse's messages going to a memory file.
  */
-static int mount_session(struct fs *fs, struct error *err)
+static int mount_session(struct fs *fs, const char *mount_point, struct error *err)
 {
     char *argv[] = {(char *)"qverity", (char *)"-o", fs->mount.fuse, NULL};
     struct fuse_args args = FUSE_ARGS_INIT(3, argv);
@@ -231,7 +232,7 @@ static int mount_session(struct fs *fs, struct error *err)
     if (real_stderr >= 0)
         dup2(messages, STDERR_FILENO);
     fs->session = fuse_session_new(&args, &fs_ops, sizeof(fs_ops), fs);
-    fs->mounted = fs->session != NULL && fuse_session_mount(fs->session, fs->directory) == 0;
+    fs->mounted = fs->session != NULL && fuse_session_mount(fs->session, mount_point) == 0;
     if (real_stderr >= 0)
         dup2(real_stderr, STDERR_FILENO);
     libfuse_messages = -1;
@@ -239,7 +240,7 @@ static int mount_session(struct fs *fs, struct error *err)
     if (fs->mounted)
         return 0;
     read_messages(messages, text, sizeof(text));
-    return error_set(err, EIO, "%s: cannot mount: %s", fs->directory, text);
+    return error_set(err, EIO, "%s: cannot mount: %s", mount_point, text);
 }
 
 static unsigned default_workers(void)
@@ -252,8 +253,8 @@ static unsigned default_workers(void)
     return cpus * 2 < WORKERS_MIN ? WORKERS_MIN : cpus * 2 > WORKERS_MAX ? WORKERS_MAX : cpus * 2;
 }
 
-int fs_mount(const struct fs_options *options, const char *directory, struct fs **ret,
-             struct error *err)
+/* All but the mount. */
+static int fs_new(const struct fs_options *options, struct fs **ret, struct error *err)
 {
     _cleanup_(fs_free_cleanup) struct fs *fs = calloc(1, sizeof(*fs));
     size_t sizes[TEXT_COUNT];
@@ -261,6 +262,7 @@ int fs_mount(const struct fs_options *options, const char *directory, struct fs 
     if (fs == NULL)
         return error_oom(err);
     fs->options = *options;
+    fs->root = -1;
     fs->worker_count = options->threads != 0 ? options->threads : default_workers();
     fs_jobs_init(&fs->jobs, fs->worker_count);
     fs_mapped_init(&fs->mapped);
@@ -279,25 +281,89 @@ int fs_mount(const struct fs_options *options, const char *directory, struct fs 
         r = hashtree_changing(options->tree, err);
     if (r < 0)
         return r;
-    fs->directory = strdup(directory);
     fs->workers = calloc(fs->worker_count, sizeof(*fs->workers));
-    if (fs->directory == NULL || fs->workers == NULL)
+    if (fs->workers == NULL)
         return error_oom(err);
-    r = mount_session(fs, err);
+    *ret = TAKE_PTR(fs);
+    return 0;
+}
+
+int fs_mount(const struct fs_options *options, const char *directory, struct fs **ret,
+             struct error *err)
+{
+    _cleanup_(fs_free_cleanup) struct fs *fs = NULL;
+
+    int r = fs_new(options, &fs, err);
     if (r < 0)
         return r;
-    r = use_channels(fs->session, err);
+    fs->directory = strdup(directory);
+    if (fs->directory == NULL)
+        return error_oom(err);
+    r = mount_session(fs, fs->directory, err);
+    if (r == 0)
+        r = use_channels(fs->session, err);
     if (r < 0)
         return r;
     *ret = TAKE_PTR(fs);
     return 0;
 }
 
+int fs_mount_detached(const struct fs_options *options, struct fs **ret, int *ret_root,
+                      struct error *err)
+{
+    _cleanup_(fs_free_cleanup) struct fs *fs = NULL;
+    _cleanup_close_ int device = -1, root = -1;
+    char mount_point[32];
+
+    assert(options->mount_options == NULL);
+    int r = fs_new(options, &fs, err);
+    if (r < 0)
+        return r;
+    const struct fs_detached_options detached = {
+        .uid = geteuid(),
+        .gid = getegid(),
+        .max_read = fs->mount.max_read,
+        .read_only = !fs->writable,
+        .source = image_path(options->image),
+    };
+    r = fs_detached_open(&detached, &device, &fs->root, err);
+    if (r < 0)
+        return error_prefix(err, "cannot mount without a directory");
+    /* By this name libfuse knows a connection that is mounted; it owns it from then on. */
+    snprintf(mount_point, sizeof(mount_point), "/dev/fd/%d", device);
+    if (asprintf(&fs->directory, "/proc/self/fd/%d", fs->root) < 0) {
+        fs->directory = NULL;
+        return error_oom(err);
+    }
+    root = fcntl(fs->root, F_DUPFD_CLOEXEC, 3);
+    if (root < 0)
+        return error_set_errno(err, errno, "fcntl");
+    r = mount_session(fs, mount_point, err);
+    if (r < 0)
+        return r;
+    (void)take_fd(&device);
+    r = use_channels(fs->session, err);
+    if (r < 0)
+        return r;
+    *ret = TAKE_PTR(fs);
+    *ret_root = take_fd(&root);
+    return 0;
+}
+
+/* Also ends whatever waits for an answer. */
 static void unmount(struct fs *fs)
 {
     if (fs->mounted)
         fuse_session_unmount(fs->session);
     fs->mounted = false;
+    if (fs->root < 0)
+        return;
+    /* Others may have the mount: it is the connection that has to go. */
+    cleanup_close(&fs->root);
+    if (fs->session != NULL && !fs->abandoned) {
+        fuse_session_destroy(fs->session);
+        fs->session = NULL;
+    }
 }
 
 void fs_free(struct fs *fs)

@@ -40,13 +40,18 @@ struct qemu_handlers {
     void *arg;
 };
 
+/* The descriptor that QEMU may be given, and its path, below which files are if it is a directory.
+ */
+#define QEMU_INHERITED_FD 3
+#define QEMU_INHERITED "/proc/self/fd/3"
+
 /*
  * Runs argv, to which the arguments of a QMP connection are added; argv's serial console must be
- * on stdin and stdout. The error of a program that cannot be run is returned. *ret is freed with
- * qemu_free().
+ * on stdin and stdout. `inherited` becomes QEMU_INHERITED_FD there, unless it is -1; it stays the
+ * caller's. The error of a program that cannot be run is returned. *ret is freed with qemu_free().
  */
-int qemu_spawn(const struct argv *argv, const struct qemu_handlers *handlers, struct qemu **ret,
-               struct error *err);
+int qemu_spawn(const struct argv *argv, int inherited, const struct qemu_handlers *handlers,
+               struct qemu **ret, struct error *err);
 
 /* Kills the process if it still runs and waits for its end, but no longer than a few seconds: one
  * that hangs in the kernel is left to be reaped by init. */

@@ -13,7 +13,7 @@
 /* How a QEMU process begins: its pipes, its QMP connection, fork and exec. */
 
 struct child_fds {
-    int in, out, err, qmp, failure;
+    int in, out, err, inherited, qmp, failure;
 };
 
 static _Noreturn void child_fail(int failure)
@@ -27,8 +27,9 @@ static _Noreturn void child_fail(int failure)
 /* In the child: only what is safe after a fork. */
 static _Noreturn void child_exec(char *const *argv, struct child_fds fds, pid_t parent)
 {
-    static const int targets[3] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
-    int sources[3] = {fds.in, fds.out, fds.err};
+    static const int targets[4] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, QEMU_INHERITED_FD};
+    int sources[4] = {fds.in, fds.out, fds.err, fds.inherited};
+    const int count = fds.inherited >= 0 ? 4 : 3;
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigset_t none;
 
@@ -38,13 +39,13 @@ static _Noreturn void child_exec(char *const *argv, struct child_fds fds, pid_t 
     if (getppid() != parent)
         _exit(127);
     (void)setsid();
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < count; i++) {
         /* Out of the way of the targets first. */
         sources[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, 10);
         if (sources[i] < 0)
             child_fail(fds.failure);
     }
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < count; i++)
         if (dup2(sources[i], targets[i]) < 0)
             child_fail(fds.failure);
     if (fcntl(fds.qmp, F_SETFD, 0) < 0)
@@ -173,8 +174,8 @@ static int watch_all(struct qemu *qemu, struct error *err)
     return r;
 }
 
-int qemu_spawn(const struct argv *argv, const struct qemu_handlers *handlers, struct qemu **ret,
-               struct error *err)
+int qemu_spawn(const struct argv *argv, int inherited, const struct qemu_handlers *handlers,
+               struct qemu **ret, struct error *err)
 {
     _cleanup_(qemu_free_cleanup) struct qemu *qemu = NULL;
     _cleanup_close_ int child_in = -1, child_out = -1, child_err = -1, child_qmp = -1;
@@ -197,7 +198,11 @@ int qemu_spawn(const struct argv *argv, const struct qemu_handlers *handlers, st
         r = make_qmp(qemu, &child_qmp, err);
     if (r < 0)
         return r;
-    struct child_fds fds = {.in = child_in, .out = child_out, .err = child_err, .qmp = child_qmp};
+    struct child_fds fds = {.in = child_in,
+                            .out = child_out,
+                            .err = child_err,
+                            .inherited = inherited,
+                            .qmp = child_qmp};
     r = fork_child(qemu, argv, &fds, err);
     if (r == 0)
         r = watch_all(qemu, err);

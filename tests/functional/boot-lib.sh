@@ -33,9 +33,9 @@ boot()
 
 judge()
 {
-    # libfuse itself may print that a request was under way when the mount went.
+    # libfuse itself may print that a request was under way when the mount went, or that it went.
     [ "$1" -eq "$2" ] && grep -qE -- "$3" <<<"$(cat err)" &&
-        [ "$(grep -vc '^fuse: reading device: ' err)" -le 1 ] && return
+        [ "$(grep -vcE '^fuse: (reading device|failed to unmount .*): ' err)" -le 1 ] && return
     echo "exit $1, expected $2; stderr, expected /$3/:"
     cat err
     return 1
@@ -81,6 +81,18 @@ await()
 serving_pid()
 {
     pgrep -P "$pid" -x qverity-serve
+}
+
+# Waits until there is a mount, whether it has a place or not: until its process has a connection.
+await_mount()
+{
+    local i
+    for ((i = 0; i < 600; i++)); do
+        find "/proc/$(serving_pid)/fd" -lname /dev/fuse 2>/dev/null | grep -q . && return
+        sleep 0.05
+    done
+    echo "no mount"
+    return 1
 }
 
 qemu_pid()

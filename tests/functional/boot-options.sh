@@ -54,7 +54,7 @@ hash_args()
         "-device scsi-hd,drive=disk1,bus=scsi1.0,channel=0,scsi-id=0,lun=0,serial=qverity-hash"
 }
 
-dir=$(realpath run)/qverity-boot.XXXXXX
+dir=/proc/self/fd/3
 machine="-machine q35 -smp 2,maxcpus=16 -m 2048M,slots=5,maxmem=10240M -no-reboot -nographic -serial stdio -monitor none"
 create="dm-mod.create=\"dmverity,,0,ro,0 8192 verity 1 /dev/sda2 /dev/sdb 4096 4096 1024 1 sha256 $root $(
     printf %064d 0) 1 panic_on_corruption\""
@@ -95,11 +95,6 @@ is "--writable: the image itself, its boot loader, a network" "$(dry --writable)
         disk_args "$T" | sed 's|/disk,if|/disk.raw,if|; s/,readonly=on//')"
 is "--writable with a kernel" "$(append --writable --kernel vmlinuz)" "console=ttyS0 root=/dev/sda2 rw"
 is "--writable with a network of one's own" "$(dry --writable --network none | grep -o -- '-nic.*')" "-nic none"
-is "a directory with a comma and a space" "$(
-    mkdir -p 'run/a, b'
-    XDG_RUNTIME_DIR=$T/'run/a, b' dry | grep -o "'file=[^']*/disk,if"
-)" "'file=$(realpath run)/a,, b/qverity-boot.XXXXXX/disk,if"
-
 is "--append has dm-mod.create behind it" "$(append --append 'root=/dev/dm-0  quiet ')" "root=/dev/dm-0  quiet $create"
 is "--append '' too" "$(append --append '')" "$create"
 is "but not behind what is init's" "$(append --append 'x="a -- b" -- 3 y')" "x=\"a -- b\" $create -- 3 y"
@@ -116,7 +111,7 @@ is "2047 bytes fit" "$(append --no-verity --append "$long")" "$long"
 for accel in auto kvm tcg; do
     ok "--dry-run with --accel $accel succeeds" timeout 20 "$QVERITY" boot disk.raw --kernel vmlinuz --accel $accel --dry-run
 done
-is "a dry run leaves nothing" "$(ls -A run)" "a, b"
+is "a dry run leaves nothing" "$(ls -A run)" ""
 
 # --- What is refused ---
 
@@ -181,6 +176,6 @@ for file in disk.raw vmlinuz; do
         "$QVERITY" boot disk.raw --format raw -p disk --no-tree --kernel vmlinuz --accel tcg --console $file
     same "and $file is as it was" $file before
 done
-is "and nothing is left" "$(ls -A run)" "a, b"
+is "and nothing is left" "$(ls -A run)" ""
 
 finish

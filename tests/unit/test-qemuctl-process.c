@@ -111,7 +111,7 @@ static void owner_spawn(struct owner *owner, const char *manners)
     memset(owner, 0, sizeof(*owner));
     argv_add(&argv, "/proc/self/exe");
     argv_add(&argv, manners);
-    assert_int_equal(qemu_spawn(&argv, &handlers, &owner->qemu, NULL), 0);
+    assert_int_equal(qemu_spawn(&argv, -1, &handlers, &owner->qemu, NULL), 0);
 }
 
 /* Dispatches until the console has said `until`, or, if that is NULL, until the end. */
@@ -275,7 +275,7 @@ static void test_no_program(void **state)
     struct qemu *qemu = NULL;
 
     argv_add(&argv, "/nonexistent/qemu");
-    assert_int_equal(qemu_spawn(&argv, &handlers, &qemu, &err), -ENOENT);
+    assert_int_equal(qemu_spawn(&argv, -1, &handlers, &qemu, &err), -ENOENT);
     assert_string_equal(error_message(&err),
                         "/nonexistent/qemu: cannot run: No such file or directory");
     assert_null(qemu);

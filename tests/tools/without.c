@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Runs a command that io_uring is refused to, as a container's seccomp filter does:
+ * Runs a command that a system call is refused to, as a container's seccomp filter does:
  *
  *     without-uring COMMAND [ARGUMENT…]
+ *     without-fsopen COMMAND [ARGUMENT…]
  */
 #include <errno.h>
 #include <linux/filter.h>
@@ -18,24 +19,24 @@ int main(int argc, char **argv)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYSCALL, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof(code) / sizeof(code[0]), code};
 
     if (argc < 2) {
-        fprintf(stderr, "usage: without-uring COMMAND [ARGUMENT…]\n");
+        fprintf(stderr, "usage: %s COMMAND [ARGUMENT…]\n", argv[0]);
         return 2;
     }
     /* Without no_new_privs where we may: setuid helpers (fusermount3) must keep working. */
     if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0 &&
         (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
          prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)) {
-        fprintf(stderr, "without-uring: cannot install the filter: %s\n", strerror(errno));
+        fprintf(stderr, "%s: cannot install the filter: %s\n", argv[0], strerror(errno));
         return 1;
     }
     execvp(argv[1], argv + 1);
-    fprintf(stderr, "without-uring: %s: %s\n", argv[1], strerror(errno));
+    fprintf(stderr, "%s: %s: %s\n", argv[0], argv[1], strerror(errno));
     return 127;
 }
