@@ -82,8 +82,9 @@ struct cli_command {
                struct error *err);
 };
 
-extern const struct cli_command cmd_boot, cmd_build, cmd_diff, cmd_hash, cmd_info, cmd_manifest,
-    cmd_map, cmd_measure, cmd_mount, cmd_read, cmd_track, cmd_update, cmd_verify;
+extern const struct cli_command cmd_boot, cmd_build, cmd_cat, cmd_cp, cmd_diff, cmd_hash, cmd_info,
+    cmd_ls, cmd_manifest, cmd_map, cmd_measure, cmd_mount, cmd_read, cmd_stat, cmd_track,
+    cmd_update, cmd_verify;
 
 /* --- What commands have in common --- */
 

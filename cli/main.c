@@ -11,8 +11,9 @@
 
 static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
-    &cmd_boot,    &cmd_build, &cmd_diff, &cmd_hash,  &cmd_info,   &cmd_manifest, &cmd_map,
-    &cmd_measure, &cmd_mount, &cmd_read, &cmd_track, &cmd_update, &cmd_verify,   NULL,
+    &cmd_boot, &cmd_build, &cmd_cat,      &cmd_cp,     &cmd_diff,    &cmd_hash,
+    &cmd_info, &cmd_ls,    &cmd_manifest, &cmd_map,    &cmd_measure, &cmd_mount,
+    &cmd_read, &cmd_stat,  &cmd_track,    &cmd_update, &cmd_verify,  NULL,
 };
 
 static const struct cli_command *find_command(const char *name)

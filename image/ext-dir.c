@@ -166,7 +166,7 @@ int file_node_list(struct file_node *node, file_take *take, void *arg, struct er
     struct taking taking = {.take = take, .arg = arg};
 
     if (!S_ISDIR(node->info.mode))
-        return error_set_errno(err, ENOTDIR, "inode %" PRIu32, node->info.inode);
+        return error_set(err, ENOTDIR, "is not a directory");
     if ((node->flags & EXT4_ENCRYPT_FL) != 0)
         return error_set(err, ENOKEY, "the directory is encrypted");
     int r = node->inline_data != NULL ? list_inline(node, take_apart, &taking, err)

@@ -195,16 +195,10 @@ static int check_inode(const struct file_node *node, struct error *err)
     if (S_ISLNK(node->info.mode) && (node->info.size == 0 || node->info.size > EXT_LINK_MAX))
         return error_set(err, EUCLEAN, "the target of the symbolic link has %" PRIu64 " bytes",
                          node->info.size);
-    if (node->inline_data != NULL) {
-        if (node->info.size > node->inline_size && !S_ISDIR(node->info.mode))
-            return error_set(err, EUCLEAN,
-                             "i_size is %" PRIu64 ", but it has %zu bytes of inline data",
-                             node->info.size, node->inline_size);
-    } else if ((S_ISREG(node->info.mode) || S_ISDIR(node->info.mode)) &&
-               div_round_up(node->info.size, node->fs->block_size) > ext_map_limit(node)) {
+    if ((S_ISREG(node->info.mode) || S_ISDIR(node->info.mode)) &&
+        div_round_up(node->info.size, node->fs->block_size) > ext_map_limit(node))
         return error_set(err, EUCLEAN, "i_size is %" PRIu64 ", more than a file can have",
                          node->info.size);
-    }
     return 0;
 }
 

@@ -12,11 +12,11 @@
 static int check_regular(const struct file_node *node, struct error *err)
 {
     if (S_ISDIR(node->info.mode))
-        return error_set_errno(err, EISDIR, "inode %" PRIu32, node->info.inode);
+        return error_set(err, EISDIR, "is a directory");
     if (!S_ISREG(node->info.mode))
-        return error_set(err, EINVAL, "inode %" PRIu32 ": not a regular file", node->info.inode);
+        return error_set(err, EINVAL, "is not a regular file");
     if ((node->flags & EXT4_ENCRYPT_FL) != 0)
-        return error_set(err, ENOKEY, "inode %" PRIu32 ": the file is encrypted", node->info.inode);
+        return error_set(err, ENOKEY, "the file is encrypted");
     return 0;
 }
 
@@ -29,7 +29,12 @@ static int map_range(struct file_node *node, uint64_t offset, uint64_t length,
     uint64_t block, count;
 
     if (node->inline_data != NULL) {
-        *ret = (struct file_extent){.kind = FILE_INLINE, .length = length};
+        /* What is behind it reads as zeros: mke2fs makes such files, and Linux reads them so. */
+        const uint64_t end = node->inline_size;
+
+        *ret = offset < end ? (struct file_extent){.kind = FILE_INLINE,
+                                                   .length = min_u64(length, end - offset)}
+                            : (struct file_extent){.kind = FILE_HOLE, .length = length};
         return 0;
     }
     int r = ext_map(node, offset / fs->block_size, div_round_up(inside + length, fs->block_size),
@@ -96,10 +101,9 @@ int file_node_read_link(struct file_node *node, char **ret, struct error *err)
     _cleanup_free_ char *target = NULL;
 
     if (!S_ISLNK(node->info.mode))
-        return error_set(err, EINVAL, "inode %" PRIu32 ": not a symbolic link", node->info.inode);
+        return error_set(err, EINVAL, "is not a symbolic link");
     if ((node->flags & EXT4_ENCRYPT_FL) != 0)
-        return error_set(err, ENOKEY, "inode %" PRIu32 ": the symbolic link is encrypted",
-                         node->info.inode);
+        return error_set(err, ENOKEY, "the symbolic link is encrypted");
     target = malloc(length + 1);
     if (target == NULL)
         return error_oom(err);

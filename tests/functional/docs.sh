@@ -48,7 +48,7 @@ is "the README has the commands of --help" \
 for command in $commands; do
     "$QVERITY" "$command" --help >help || fail "qverity $command --help"
     is "the man page has the options of qverity $command" "$(python3 man.py "$page" "$command")" \
-        "$(grep -oE '^ +(-[a-z], )?--[a-z][a-z-]*' help | grep -oE -- '--[a-z-]+' | sort -u)"
+        "$(grep -oE '^ +(-[a-zA-Z], )?--[a-z][a-z-]*' help | grep -oE -- '--[a-z-]+' | sort -u)"
 done
 
 # Every command that the README shows takes the options that it shows.
