@@ -28,10 +28,11 @@ DEFINE_CLEANUP_INPLACE(struct facts, facts_clear);
 static int count_bytes(struct facts *facts, struct error *err)
 {
     uint64_t size = image_size(facts->image);
+    struct image_hole_hint hint = {0};
     struct extent extent;
 
     for (uint64_t at = 0; at < size; at += extent.length) {
-        int r = image_map(facts->image, at, size - at, IMAGE_MAP_HOLES, &extent, err);
+        int r = image_map_hinted(facts->image, at, size - at, 0, &hint, &extent, err);
         if (r < 0)
             return r;
         if (extent.kind == EXTENT_ZERO)

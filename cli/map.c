@@ -78,10 +78,11 @@ static int print_map(struct printer *printer, struct error *err)
 {
     const struct partition *partition = printer->target->partition;
     uint64_t at = partition->start, end = partition->start + partition->size;
+    struct image_hole_hint hint = {0};
     struct extent extent = {0}, next;
 
     while (at < end) {
-        int r = image_map(printer->target->image, at, end - at, IMAGE_MAP_HOLES, &next, err);
+        int r = image_map_hinted(printer->target->image, at, end - at, 0, &hint, &next, err);
         if (r < 0)
             return r;
         at += next.length;

@@ -67,25 +67,10 @@ static bool stopped(struct build *build)
 static int map_at(struct worker *worker, struct segment *segment, uint64_t position,
                   struct extent *ret, struct error *err)
 {
-    struct hashtree *tree = worker->build->tree;
-    uint64_t end = segment->end_block * tree->params.data_block_size;
-    struct extent *extent = &segment->extent;
-    uint64_t start = tree->start + position;
+    const struct hashtree *tree = worker->build->tree;
 
-    if (extent->length == 0 || start < extent->start || start - extent->start >= extent->length) {
-        int r = image_map(tree->image, start, end - position, IMAGE_MAP_HOLES, extent, err);
-        if (r < 0) {
-            extent->length = 0;
-            return r;
-        }
-    }
-    uint64_t skipped = start - extent->start;
-    *ret = *extent;
-    ret->start += skipped;
-    ret->length -= skipped;
-    if (extent->kind == EXTENT_DATA)
-        ret->host_offset += skipped;
-    return 0;
+    return map_cursor_find(&segment->map, tree, position,
+                           segment->end_block * tree->params.data_block_size, ret, err);
 }
 
 /* Moves the segment's position to the first block before `end` that is not known to be zeros. */
@@ -450,6 +435,7 @@ static void *count_main(void *arg)
     struct build *build = arg;
     struct hashtree *tree = build->tree;
     uint64_t end = tree_data_size(tree), data = 0;
+    struct image_hole_hint holes = {0};
     struct timespec until;
     struct extent extent;
 
@@ -468,7 +454,7 @@ static void *count_main(void *arg)
     ends |= build->plan.base != NULL;
     for (uint64_t at = 0; !ends && at < end && !stopped(build); at += extent.length) {
         /* An error will be met, and told, by a worker. */
-        if (image_map(tree->image, tree->start + at, end - at, IMAGE_MAP_HOLES, &extent, NULL) < 0)
+        if (image_map_hinted(tree->image, tree->start + at, end - at, 0, &holes, &extent, NULL) < 0)
             return NULL;
         if (extent.kind != EXTENT_ZERO)
             data += extent.length;
@@ -554,7 +540,8 @@ int build_run(struct hashtree *tree, const struct node_base *base, const struct 
     init_sync(&build);
     run_workers(&build);
     _cleanup_error_ struct error finish_err = ERROR_INIT;
-    if (plan_finish(&build.plan, &finish_err) < 0)
+    if (plan_finish(&build.plan, &finish_err) < 0 ||
+        image_check_sizes(tree->image, &finish_err) < 0)
         build_fail(&build, &finish_err);
     if (build.error.code != 0) {
         r = -build.error.code;

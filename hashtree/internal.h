@@ -179,11 +179,26 @@ struct shared_node {
     uint8_t block[];
 };
 
+/*
+ * Where somebody is who walks over the data's map. Zeroed, it is nowhere; a copy walks on from the
+ * same place. For one thread at a time.
+ */
+struct map_cursor {
+    struct extent extent; /* the last one mapped; empty: none */
+    struct image_hole_hint holes;
+};
+
+/* The extent at byte `at` of the data, which starts there and ends before `end`. */
+int map_cursor_find(struct map_cursor *cursor, const struct hashtree *tree, uint64_t at,
+                    uint64_t end, struct extent *ret, struct error *err);
+
 /* Work that a plan hands out. */
 struct plan_item {
     enum { PLAN_END, PLAN_SEGMENT, PLAN_CONSTANTS } kind;
     /* SEGMENT */
     uint64_t first_block, end_block; /* data blocks */
+    uint64_t start;                  /* bytes of the data: before it there is nothing to hash */
+    struct map_cursor map;           /* that found the data */
     bool fresh;                      /* nothing is known of it: all its data is to be hashed */
     struct shared_node *parent; /* holds one count in `pending`, to be given to node_release() */
     /* CONSTANTS */
@@ -205,6 +220,7 @@ struct plan {
     pthread_mutex_t lock;
     /* Bytes of the data; everything before it was handed out, or is zeros, or did not change. */
     uint64_t cursor;
+    struct map_cursor map;
     uint64_t fresh_end; /* bytes: up to here the base has no say */
     bool ended;
     struct shared_node *path[VERITY_LEVELS_MAX + 1]; /* the open node of each level */
@@ -241,13 +257,13 @@ struct segment {
     struct segment *next; /* in a worker's list of free or active ones */
     uint64_t first_block, end_block;
     struct shared_node *parent;
-    unsigned runs;        /* being read */
-    bool mapped;          /* no further runs will come */
-    uint64_t position;    /* bytes of the data that runs were made of so far */
-    struct extent extent; /* the last one mapped */
-    uint64_t fresh_end;   /* bytes of the data: up to here all is hashed, zeros being skipped */
-    uint64_t stretch_end; /* bytes of the data: what lies between `position` and here is hashed */
-    uint8_t *digests;     /* what comes out, a slot each */
+    unsigned runs;         /* being read */
+    bool mapped;           /* no further runs will come */
+    uint64_t position;     /* bytes of the data that runs were made of so far */
+    struct map_cursor map; /* for `position` */
+    uint64_t fresh_end;    /* bytes of the data: up to here all is hashed, zeros being skipped */
+    uint64_t stretch_end;  /* bytes of the data: what lies between `position` and here is hashed */
+    uint8_t *digests;      /* what comes out, a slot each */
     bool *digests_set;
     struct {
         uint64_t first, count;

@@ -169,6 +169,30 @@ int node_release(struct plan *plan, struct shared_node *node, struct error *err)
     return result;
 }
 
+/* --- Walking over the map --- */
+
+int map_cursor_find(struct map_cursor *cursor, const struct hashtree *tree, uint64_t at,
+                    uint64_t end, struct extent *ret, struct error *err)
+{
+    struct extent *last = &cursor->extent;
+    uint64_t start = tree->start + at;
+
+    if (last->length == 0 || start < last->start || start - last->start >= last->length) {
+        int r = image_map_hinted(tree->image, start, end - at, 0, &cursor->holes, last, err);
+        if (r < 0) {
+            last->length = 0;
+            return r;
+        }
+    }
+    uint64_t skipped = start - last->start;
+    *ret = *last;
+    ret->start += skipped;
+    ret->length = min_u64(ret->length - skipped, end - at);
+    if (last->kind == EXTENT_DATA)
+        ret->host_offset += skipped;
+    return 0;
+}
+
 /* --- Handing out --- */
 
 static void add_constants(struct plan *plan, unsigned level, uint64_t end)
@@ -234,12 +258,10 @@ static int open_node(struct plan *plan, unsigned level, uint64_t index, struct c
 /* Moves the cursor to the next data, or to `end`. */
 static int skip_zeros(struct plan *plan, uint64_t end, struct error *err)
 {
-    struct hashtree *tree = plan->tree;
     struct extent extent;
 
     while (plan->cursor < end && !atomic_load_explicit(plan->stop, memory_order_relaxed)) {
-        int r = image_map(tree->image, tree->start + plan->cursor, end - plan->cursor,
-                          IMAGE_MAP_HOLES, &extent, err);
+        int r = map_cursor_find(&plan->map, plan->tree, plan->cursor, end, &extent, err);
         if (r < 0)
             return r;
         if (extent.kind != EXTENT_ZERO)
@@ -332,6 +354,8 @@ static int take_segment(struct plan *plan, struct plan_item *ret, struct closed_
         .kind = PLAN_SEGMENT,
         .first_block = first,
         .end_block = after,
+        .start = plan->cursor,
+        .map = plan->map,
         .fresh = plan->base == NULL || first * block_size < plan->fresh_end,
         .parent = parent,
     };

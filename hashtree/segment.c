@@ -100,8 +100,9 @@ void segment_start(const struct plan *plan, struct segment *segment, const struc
     segment->parent = item->parent;
     segment->runs = 0;
     segment->mapped = false;
-    segment->position = item->first_block * plan->tree->params.data_block_size;
-    segment->extent.length = 0;
+    segment->position = max_u64(align_down(item->start, plan->tree->params.data_block_size),
+                                item->first_block * plan->tree->params.data_block_size);
+    segment->map = item->map;
     segment->stretch_end = segment->position;
     segment->fresh_end =
         item->fresh ? item->end_block * plan->tree->params.data_block_size : segment->position;

@@ -301,23 +301,17 @@ static int resolve(const struct image *image, uint64_t offset, uint64_t length, 
     return 0;
 }
 
-/* What the host file's holes say of a range of it. One call of image_map() keeps it from piece to
- * piece: a hole, or data, mostly goes on behind the next L2 table. */
-struct hole_hint {
-    size_t file;
-    uint64_t start, end; /* empty: nothing is known */
-    bool hole;
-};
-
-static int find_hole(const struct image *image, const struct piece *piece, struct hole_hint *ret,
-                     struct error *err)
+/* Asks the file system about where `piece` begins. */
+static int find_hole(const struct image *image, const struct piece *piece,
+                     struct image_hole_hint *hint, struct error *err)
 {
     const struct image_file *file = &image->files[piece->file]->file;
     uint64_t start = piece->host_offset, end = start + piece->length;
-    off_t data, hole;
+    off_t data = (off_t)start, hole;
     struct stat st;
 
-    data = lseek(file->fd, (off_t)start, SEEK_DATA);
+    if (!hint->data_follows || hint->file != piece->file || hint->end != start)
+        data = lseek(file->fd, (off_t)start, SEEK_DATA);
     if (data < 0 && errno == ENXIO) {
         /* A hole up to the end of the file, unless the file became shorter. */
         if (fstat(file->fd, &st) < 0)
@@ -327,25 +321,31 @@ static int find_hole(const struct image *image, const struct piece *piece, struc
                              "%s: the file became shorter: it ends at offset %" PRIu64
                              ", and bytes up to %" PRIu64 " belong to the image",
                              file->path, (uint64_t)st.st_size, end);
-        *ret = (struct hole_hint){piece->file, start, end, true};
+        *hint = (struct image_hole_hint){
+            .file = piece->file, .start = start, .end = (uint64_t)st.st_size, .hole = true};
         return 0;
     }
     if (data < 0) {
         /* A file or device that has no notion of holes (EINVAL): all of it is data. */
-        *ret = (struct hole_hint){piece->file, 0, UINT64_MAX, false};
+        *hint = (struct image_hole_hint){.file = piece->file, .end = UINT64_MAX};
         return 0;
     }
     if ((uint64_t)data > start) {
-        *ret = (struct hole_hint){piece->file, start, (uint64_t)data, true};
+        *hint = (struct image_hole_hint){.file = piece->file,
+                                         .start = start,
+                                         .end = (uint64_t)data,
+                                         .hole = true,
+                                         .data_follows = true};
         return 0;
     }
     hole = lseek(file->fd, (off_t)start, SEEK_HOLE);
-    *ret = (struct hole_hint){piece->file, start, hole > data ? (uint64_t)hole : end, false};
+    *hint = (struct image_hole_hint){
+        .file = piece->file, .start = start, .end = hole > data ? (uint64_t)hole : end};
     return 0;
 }
 
 /* Cuts a DATA piece to its first run of data or hole, and makes it ZERO if that is a hole. */
-static int apply_holes(const struct image *image, struct piece *piece, struct hole_hint *hint,
+static int apply_holes(const struct image *image, struct piece *piece, struct image_hole_hint *hint,
                        struct error *err)
 {
     if (!image->files[piece->file]->has_holes)
@@ -359,6 +359,23 @@ static int apply_holes(const struct image *image, struct piece *piece, struct ho
     piece->length = min_u64(piece->length, hint->end - piece->host_offset);
     if (hint->hole)
         *piece = (struct piece){.kind = PIECE_ZERO, .length = piece->length};
+    return 0;
+}
+
+int image_check_sizes(const struct image *image, struct error *err)
+{
+    for (size_t i = 0; i < image->file_count; i++) {
+        const struct image_file *file = &image->files[i]->file;
+        struct stat st;
+
+        if (fstat(file->fd, &st) < 0)
+            return error_set_errno(err, errno, "%s: cannot stat", file->path);
+        if (S_ISREG(st.st_mode) && (uint64_t)st.st_size < file->size)
+            return error_set(err, ENODATA,
+                             "%s: the file became shorter: it ends at offset %" PRIu64
+                             ", and at %" PRIu64 " when it was opened",
+                             file->path, (uint64_t)st.st_size, file->size);
+    }
     return 0;
 }
 
@@ -397,10 +414,9 @@ static bool continues(const struct extent *extent, const struct piece *piece)
     return false;
 }
 
-int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
-              struct extent *ret, struct error *err)
+static int map(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
+               struct image_hole_hint *hint, struct extent *ret, struct error *err)
 {
-    struct hole_hint hint = {0};
     struct extent extent = {0};
 
     assert(length > 0 && range_within(offset, length, image_size(image)));
@@ -413,7 +429,7 @@ int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned fl
 
         int r = resolve(image, at, length - extent.length, &piece, &layer, piece_err);
         if (r == 0 && piece.kind == PIECE_DATA && (flags & IMAGE_MAP_HOLES) != 0)
-            r = apply_holes(image, &piece, &hint, piece_err);
+            r = apply_holes(image, &piece, hint, piece_err);
         if (r < 0) {
             if (pieces == 0)
                 return r;
@@ -438,6 +454,22 @@ int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned fl
     }
     *ret = extent;
     return 0;
+}
+
+int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
+              struct extent *ret, struct error *err)
+{
+    struct image_hole_hint hint = {0};
+
+    return map(image, offset, length, flags, &hint, ret, err);
+}
+
+int image_map_hinted(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
+                     struct image_hole_hint *hint, struct extent *ret, struct error *err)
+{
+    if (image->writable && hint->file == 0)
+        *hint = (struct image_hole_hint){0};
+    return map(image, offset, length, flags | IMAGE_MAP_HOLES, hint, ret, err);
 }
 
 /* --- Reading --- */

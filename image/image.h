@@ -103,6 +103,31 @@ int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned fl
               struct extent *ret, struct error *err);
 
 /*
+ * What a host file's holes were like where image_map_hinted() looked last. Zeroed, it says nothing.
+ * It belongs to whoever maps one range after the other, to one thread at a time, and needs no
+ * cleanup; a copy is another one.
+ */
+struct image_hole_hint {
+    size_t file;         /* number of the host file */
+    uint64_t start, end; /* bytes of that file */
+    bool hole;           /* from start to end: a hole, or data */
+    bool data_follows;   /* behind `end` */
+};
+
+/*
+ * As image_map() with IMAGE_MAP_HOLES, but the host file system is asked once for each stretch of
+ * data or hole and not once for each extent: `hint` is handed from call to call of one image. So a
+ * hole that is cut off later goes unnoticed here: see image_check_sizes(). What is open for writing
+ * is asked for anew in each call.
+ */
+int image_map_hinted(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
+                     struct image_hole_hint *hint, struct extent *ret, struct error *err);
+
+/* -ENODATA if a host file is shorter now than when it was opened. To be called after the image was
+ * read by its map: the map's holes are not read, so nothing else tells that they were cut off. */
+int image_check_sizes(const struct image *image, struct error *err);
+
+/*
  * Reads bytes; the range must lie within image_size(). What a host file cannot deliver (EIO, or a
  * file that became shorter) is an error that names the file and the offset in it, never zeros.
  * Fastest for compressed images when the range covers whole clusters.

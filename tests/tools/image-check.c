@@ -107,10 +107,15 @@ static int check_map(const struct check *check, unsigned flags)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
     _cleanup_free_ uint8_t *buffer = malloc(CHUNK);
+    struct image_hole_hint hint = {0};
     struct extent extent;
 
     for (uint64_t offset = 0; offset < check->size; offset += extent.length) {
-        if (image_map(check->image, offset, check->size - offset, flags, &extent, &err) < 0)
+        uint64_t length = check->size - offset;
+        int r = (flags & IMAGE_MAP_HOLES) != 0
+                    ? image_map_hinted(check->image, offset, length, flags, &hint, &extent, &err)
+                    : image_map(check->image, offset, length, flags, &extent, &err);
+        if (r < 0)
             return report_error("image_map", &err);
         if (extent.start != offset || extent.length == 0 || extent.length > check->size - offset)
             return report("extent's range", offset, extent.length);

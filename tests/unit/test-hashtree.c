@@ -19,6 +19,7 @@
 
 #include "common/checked.h"
 #include "hashtree/hashtree.h"
+#include "hashtree/internal.h"
 
 static char directory[] = "/var/tmp/qverity-hashtree.XXXXXX";
 static char image_file_path[sizeof(directory) + 16];
@@ -96,7 +97,7 @@ static void write_image(const uint8_t *data, uint64_t size, uint64_t start)
     close(fd);
 }
 
-enum fill { DENSE, SPARSE, SCATTERED, ZEROS };
+enum fill { DENSE, SPARSE, SCATTERED, HEAD, ZEROS };
 
 static uint8_t *make_data(uint64_t size, enum fill fill)
 {
@@ -104,7 +105,8 @@ static uint8_t *make_data(uint64_t size, enum fill fill)
 
     for (uint64_t at = 0; at < size; at += 512) {
         bool here = fill == DENSE || (fill == SPARSE && next_random() % 64 < at / 65536 % 3) ||
-                    (fill == SCATTERED && next_random() % 100 == 0);
+                    (fill == SCATTERED && next_random() % 100 == 0) ||
+                    (fill == HEAD && at < size / 8);
         for (uint64_t i = at; here && i < min_u64(at + 512, size); i += 8)
             *(uint64_t *)(data + i) = next_random();
     }
@@ -457,6 +459,41 @@ static void test_truncated(void **state)
     teardown(&f);
 }
 
+static int cut_off(void *arg, unsigned level, uint64_t first, uint64_t count, const uint8_t *blocks,
+                   struct error *err)
+{
+    const struct hashtree *tree = arg;
+
+    (void)first, (void)count, (void)blocks, (void)err;
+    if (level == tree->geometry.levels - 1)
+        assert_int_equal(truncate(image_file_path, 8192 + 2000 * 4096), 0);
+    return 0;
+}
+
+static int ignore(void *arg, unsigned level, uint64_t first, uint64_t count, struct error *err)
+{
+    (void)arg, (void)level, (void)first, (void)count, (void)err;
+    return 0;
+}
+
+/* The same when all was mapped and read, and only a hole is cut off. */
+static void test_truncated_hole(void **state)
+{
+    (void)state;
+    struct verity_params p = make_params("sha256", 1, 4096, 4096, 32, 3000);
+    _cleanup_error_ struct error err = ERROR_INIT;
+    struct hashtree_options options = {.threads = 1};
+    struct fixture f;
+
+    setup(&f, &p, HEAD, &options);
+    struct node_sink sink = {.nodes = cut_off, .constants = ignore, .arg = f.tree};
+    assert_int_equal(hashtree_build(f.tree, &sink, &err), -ENODATA);
+    assert_non_null(strstr(error_message(&err), image_file_path));
+    assert_non_null(strstr(error_message(&err), "8200192"));
+    assert_false(hashtree_root_known(f.tree));
+    teardown(&f);
+}
+
 static void test_cancel(void **state)
 {
     (void)state;
@@ -633,11 +670,11 @@ static int remove_directory(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_geometries), cmocka_unit_test(test_large),
-        cmocka_unit_test(test_figures),    cmocka_unit_test(test_concurrent_readers),
-        cmocka_unit_test(test_verify),     cmocka_unit_test(test_truncated),
-        cmocka_unit_test(test_cancel),     cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_tree_file),
+        cmocka_unit_test(test_geometries),     cmocka_unit_test(test_large),
+        cmocka_unit_test(test_figures),        cmocka_unit_test(test_concurrent_readers),
+        cmocka_unit_test(test_verify),         cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_truncated_hole), cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_changes),        cmocka_unit_test(test_tree_file),
     };
 
     return cmocka_run_group_tests(tests, make_directory, remove_directory);

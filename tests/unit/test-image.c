@@ -2,10 +2,11 @@
 /* Opening images: probing, names, chains, locks, and files that change. */
 #include "qcow2-maker.h"
 
-#include "image/image.h"
-
 #include <errno.h>
 #include <sys/stat.h>
+
+#include "common/checked.h"
+#include "image/image.h"
 
 static char directory[] = "/tmp/qverity-test-image.XXXXXX";
 
@@ -333,15 +334,56 @@ static void test_holes(void **state)
     assert_non_null(strstr(error_message(&err), "holes: the file ends "));
     assert_int_equal(image_map(image, 6 << 20, 1 << 20, IMAGE_MAP_HOLES, &extent, &err), -ENODATA);
     assert_non_null(strstr(error_message(&err), "holes: the file became shorter"));
+    assert_int_equal(image_check_sizes(image, &err), -ENODATA);
+    assert_non_null(strstr(error_message(&err), "holes: the file became shorter"));
+    assert_non_null(strstr(error_message(&err), "5242880"));
+    image_close(image);
+}
+
+/* With a hint or without one, in whatever steps: the map is the same. */
+static void test_hole_hints(void **state)
+{
+    (void)state;
+    static const uint64_t size = 16 << 20, steps[] = {16 << 20, 1 << 20, 192 << 10, 4096};
+    struct extent expected, extent;
+
+    write_file("striped", "", 0);
+    assert_int_equal(truncate("striped", (off_t)size), 0);
+    int fd = open("striped", O_WRONLY | O_CLOEXEC);
+    for (off_t at = 0; at < (off_t)size; at += 768 << 10)
+        assert_int_equal(pwrite(fd, "data", 4, at), 4);
+    assert_int_equal(close(fd), 0);
+    struct image *image = expect_opened("striped", NULL);
+    for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+        struct image_hole_hint hint = {0};
+        for (uint64_t at = 0; at < size; at += extent.length) {
+            uint64_t length = min_u64(steps[i], size - at);
+            assert_int_equal(image_map(image, at, length, IMAGE_MAP_HOLES, &expected, NULL), 0);
+            assert_int_equal(image_map_hinted(image, at, length, 0, &hint, &extent, NULL), 0);
+            assert_int_equal(extent.kind, expected.kind);
+            assert_int_equal(extent.length, expected.length);
+        }
+        /* A hint from elsewhere does no harm. */
+        for (uint64_t n = 1; n < 1000; n++) {
+            uint64_t at = n * 0x9e3779b97f4a7c15u % size;
+            uint64_t length = min_u64(steps[i], size - at);
+            assert_int_equal(image_map(image, at, length, IMAGE_MAP_HOLES, &expected, NULL), 0);
+            assert_int_equal(image_map_hinted(image, at, length, 0, &hint, &extent, NULL), 0);
+            assert_int_equal(extent.kind, expected.kind);
+            assert_int_equal(extent.length, expected.length);
+        }
+    }
+    assert_int_equal(image_check_sizes(image, NULL), 0);
     image_close(image);
 }
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_files), cmocka_unit_test(test_probing),
-        cmocka_unit_test(test_chain), cmocka_unit_test(test_data_file),
-        cmocka_unit_test(test_locks), cmocka_unit_test(test_holes),
+        cmocka_unit_test(test_files),      cmocka_unit_test(test_probing),
+        cmocka_unit_test(test_chain),      cmocka_unit_test(test_data_file),
+        cmocka_unit_test(test_locks),      cmocka_unit_test(test_holes),
+        cmocka_unit_test(test_hole_hints),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

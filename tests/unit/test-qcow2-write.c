@@ -401,6 +401,40 @@ static void test_space(void **state)
     free(bytes);
 }
 
+/* What was known of the host file's holes is no longer so after a write. */
+static void test_hole_hint(void **state)
+{
+    struct image_hole_hint hint = {0};
+    struct extent extent;
+    uint8_t bytes[4096];
+    struct disk d;
+
+    (void)state;
+    memset(bytes, 1, sizeof(bytes));
+    disk_create(&d, "raw", MIB, 0, 5);
+    for (uint64_t at = 0; at < MIB; at += 64 * KIB) {
+        write_at(&d, at, bytes, sizeof(bytes));
+        memcpy(d.model + at, bytes, sizeof(bytes));
+    }
+    assert_int_equal(image_map(d.image, 0, 64 * KIB, 0, &extent, NULL), 0);
+    assert_int_equal(extent.kind, EXTENT_DATA);
+    image_close(d.image);
+    run("fallocate --punch-hole --offset %" PRIu64 " --length %u overlay.qcow2", extent.host_offset,
+        64 * KIB);
+    memset(d.model, 0, 64 * KIB);
+    disk_open(&d);
+
+    assert_int_equal(image_map_hinted(d.image, 0, 64 * KIB, 0, &hint, &extent, NULL), 0);
+    assert_int_equal(extent.kind, EXTENT_ZERO);
+    assert_int_equal(extent.length, 64 * KIB);
+    write_at(&d, 0, bytes, sizeof(bytes));
+    memcpy(d.model, bytes, sizeof(bytes));
+    assert_int_equal(image_map_hinted(d.image, 0, 64 * KIB, 0, &hint, &extent, NULL), 0);
+    assert_int_equal(extent.kind, EXTENT_DATA);
+    disk_close(&d);
+    free(d.model);
+}
+
 /* --- Threads --- */
 
 enum { THREADS = 4, STRIPE = 40000, SHARED = 8 * MIB };
@@ -583,10 +617,10 @@ static void test_locks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random),      cmocka_unit_test(test_refcount_table_grows),
-        cmocka_unit_test(test_many_tables), cmocka_unit_test(test_space),
-        cmocka_unit_test(test_threads),     cmocka_unit_test(test_same_cluster),
-        cmocka_unit_test(test_locks),
+        cmocka_unit_test(test_random),       cmocka_unit_test(test_refcount_table_grows),
+        cmocka_unit_test(test_many_tables),  cmocka_unit_test(test_space),
+        cmocka_unit_test(test_hole_hint),    cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_same_cluster), cmocka_unit_test(test_locks),
     };
 
     return cmocka_run_group_tests(tests, enter_directory, leave_directory);
