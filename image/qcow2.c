@@ -29,7 +29,8 @@
 enum {
     FIRST_READ = 64 << 10, /* bytes of the first cluster that are read at once */
     L1_SCAN_MAX = 16384,   /* empty L1 entries that one map() looks at */
-    L2_SCAN_MAX = 128,     /* L2 entries, copied out of the cache at once */
+    L2_SCAN_FIRST = 8, /* L2 entries that are looked at before more are copied out of the cache */
+    L2_SCAN_MAX = 128, /* L2 entries that one map() looks at */
 };
 
 struct qcow2 {
@@ -146,37 +147,55 @@ static int scan_entries(const struct qcow2_geometry *g, const uint64_t *entries,
     return 0;
 }
 
-static int qcow2_map(struct layer *layer, uint64_t offset, uint64_t length, struct piece *ret,
-                     struct error *err)
+/* The run at `offset`, as far as the L2 slice that has its entry, and L2_SCAN_MAX, let it be seen.
+ */
+static int map_slice(const struct layer *layer, uint64_t table, uint64_t offset, uint64_t length,
+                     struct qcow2_run *ret, struct error *err)
 {
     const struct qcow2 *q = layer->state;
     const struct qcow2_geometry *g = &q->geometry;
     uint64_t words[2 * L2_SCAN_MAX];
+    uint64_t slice_entries = (uint64_t)1 << q->slice_entry_shift;
+    uint64_t entry = (offset & (((uint64_t)1 << q->l1_shift) - 1)) >> g->cluster_bits;
+    uint64_t slice = table + (entry >> q->slice_entry_shift) * q->slice_bytes;
+    size_t first = (size_t)(entry & (slice_entries - 1));
+    uint64_t in_cluster = offset & (((uint64_t)1 << g->cluster_bits) - 1);
+    uint64_t wanted =
+        min_u64(slice_entries - first,
+                (in_cluster + length + ((uint64_t)1 << g->cluster_bits) - 1) >> g->cluster_bits);
+    size_t count = (size_t)min_u64(wanted, L2_SCAN_FIRST);
+
+    /* Many runs are short: most of them are seen whole in the first few entries. */
+    for (;;) {
+        int r = l2_cache_read(layer->image->l2_cache, layer->depth, &layer_file(layer)->file, slice,
+                              q->slice_bytes, first * g->entry_words, count * g->entry_words, words,
+                              err);
+        if (r < 0)
+            return r;
+        r = scan_entries(g, words, count, offset, length, ret, err);
+        if (r < 0)
+            return error_prefix(err, "%s", layer_path(layer));
+        size_t most = (size_t)min_u64(wanted, L2_SCAN_MAX);
+        if (count == most || in_cluster + ret->length < (uint64_t)count << g->cluster_bits)
+            return 0;
+        count = most;
+    }
+}
+
+static int qcow2_map(struct layer *layer, uint64_t offset, uint64_t length, struct piece *ret,
+                     struct error *err)
+{
+    const struct qcow2 *q = layer->state;
     size_t l1_index = (size_t)(offset >> q->l1_shift);
     struct qcow2_run run;
-    int r;
 
     assert(l1_index < q->l1_entries);
     uint64_t table = q->l1[l1_index];
     if (table == 0)
         return map_empty_l1(q, l1_index, offset, length, ret);
-
-    uint64_t slice_entries = (uint64_t)1 << q->slice_entry_shift;
-    uint64_t entry = (offset & (((uint64_t)1 << q->l1_shift) - 1)) >> g->cluster_bits;
-    uint64_t first = entry & (slice_entries - 1);
-    uint64_t in_cluster = offset & (((uint64_t)1 << g->cluster_bits) - 1);
-    uint64_t count =
-        min_u64(slice_entries - first,
-                (in_cluster + length + ((uint64_t)1 << g->cluster_bits) - 1) >> g->cluster_bits);
-    count = min_u64(count, L2_SCAN_MAX);
-    r = l2_cache_read(layer->image->l2_cache, layer->depth, &layer_file(layer)->file,
-                      table + (entry >> q->slice_entry_shift) * q->slice_bytes, q->slice_bytes,
-                      (size_t)first * g->entry_words, (size_t)count * g->entry_words, words, err);
+    int r = map_slice(layer, table, offset, length, &run, err);
     if (r < 0)
         return r;
-    r = scan_entries(g, words, (size_t)count, offset, length, &run, err);
-    if (r < 0)
-        return error_prefix(err, "%s", layer_path(layer));
     *ret = (struct piece){
         .kind = piece_kind_of(q, run.kind),
         .length = run.length,
