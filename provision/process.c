@@ -45,7 +45,6 @@ static void pipes_clear(struct pipes *pipes)
         cleanup_close(&fds[i][1]);
     }
 }
-DEFINE_CLEANUP_INPLACE(struct pipes, pipes_clear);
 
 static int pipes_open(struct pipes *pipes, struct error *err)
 {
