@@ -143,8 +143,8 @@ int cli_hash_json(const struct cli_target *target, struct hashtree *tree, json_t
                   struct error *err);
 
 /* Prints the result of hashing: veritysetup's lines or JSON. `written` is the file that the hash
- * device was written to, or NULL; `tracking` is what update tells besides ("on", "off"), or NULL.
+ * device was written to, or NULL; with `method`, how the root was found and whether changes are
+ * tracked is told as well.
  */
 int cli_hash_print(const struct cli_options *options, const struct cli_target *target,
-                   const char *written, struct hashtree *tree, const char *tracking,
-                   struct error *err);
+                   const char *written, struct hashtree *tree, bool method, struct error *err);

@@ -9,7 +9,9 @@
 #include "cli/cli.h"
 #include "common/checked.h"
 #include "common/io.h"
+#include "common/log.h"
 #include "common/units.h"
+#include "image/bitmap.h"
 
 enum { HASH_WRITE };
 
@@ -207,6 +209,19 @@ static int compute(const struct cli_options *options, const struct cli_target *t
     return hashtree_root(tree, root, err);
 }
 
+/* Who switched tracking on counts on the next update being quick. */
+static void warn_if_untracked(const struct cli_target *target, struct hashtree *tree)
+{
+    const struct image_info *info = image_info(target->image, 0);
+    const char *why_not;
+
+    if (hashtree_tracking(tree, &why_not))
+        return;
+    for (size_t i = 0; i < info->bitmap_count; i++)
+        if (strcmp(info->bitmaps[i].name, IMAGE_BITMAP_NAME) == 0)
+            log_warning("the next update will have to read everything: %s", why_not);
+}
+
 static int hash_run(const struct cli_options *options, int argc, char **argv, void *arg,
                     struct error *err)
 {
@@ -224,7 +239,9 @@ static int hash_run(const struct cli_options *options, int argc, char **argv, vo
     r = compute(options, &target, context->write, tree, err);
     if (r < 0)
         return r;
-    return cli_hash_print(options, &target, context->write, tree, NULL, err);
+    if (!options->no_tree && context->write == NULL)
+        warn_if_untracked(&target, tree);
+    return cli_hash_print(options, &target, context->write, tree, false, err);
 }
 
 const struct cli_command cmd_hash = {

@@ -4,9 +4,19 @@
 #include "cli/cli.h"
 #include "common/units.h"
 
+static void print_method(struct hashtree *tree)
+{
+    const char *reason = hashtree_reason(tree), *why_not;
+    bool tracking = hashtree_tracking(tree, &why_not);
+
+    printf("Method:          \t%s%s%s\n", hashtree_method_name(hashtree_method(tree)),
+           reason[0] != '\0' ? ": " : "", reason);
+    printf("Tracking:        \t%s%s%s\n", tracking ? "on" : "off", why_not[0] != '\0' ? ": " : "",
+           why_not);
+}
+
 /* The lines of `veritysetup format`, the root hash last. */
-static int print_text(const char *name, struct hashtree *tree, const char *tracking,
-                      struct error *err)
+static int print_text(const char *name, struct hashtree *tree, bool method, struct error *err)
 {
     const struct verity_params *params = hashtree_params(tree);
     const struct verity_geometry *geometry = hashtree_geometry(tree);
@@ -14,7 +24,6 @@ static int print_text(const char *name, struct hashtree *tree, const char *track
     char uuid_text[VERITY_UUID_TEXT_SIZE] = "";
     uint8_t root[VERITY_DIGEST_MAX], uuid[16];
     uint64_t hash_blocks = 0;
-    const char *reason = hashtree_method(tree) == HASHTREE_FULL ? hashtree_reason(tree) : "";
 
     int r = hashtree_root(tree, root, err);
     if (r < 0)
@@ -40,29 +49,41 @@ static int print_text(const char *name, struct hashtree *tree, const char *track
     printf("Hash algorithm:  \t%s\n", params->hash_name);
     printf("Salt:            \t%s\n", salt);
     printf("Hash device size: \t%" PRIu64 " [bytes]\n", geometry->device_size);
-    if (tracking != NULL) {
-        printf("Method:          \t%s%s%s\n", hashtree_method_name(hashtree_method(tree)),
-               reason[0] != '\0' ? ": " : "", reason);
-        printf("Tracking:        \t%s\n", tracking);
-    }
+    if (method)
+        print_method(tree);
     printf("Root hash:      \t%s\n", root_hex);
     return 0;
 }
 
+/* Text, or null if there is none. */
+static json_t *text_or_null(const char *text)
+{
+    return text[0] != '\0' ? json_text(text) : json_null();
+}
+
+/* What update tells besides. */
+static int put_method(json_t *json, struct hashtree *tree, struct error *err)
+{
+    const char *why_not;
+    bool tracking = hashtree_tracking(tree, &why_not);
+
+    int r = json_put(json, "reason", text_or_null(hashtree_reason(tree)), err);
+    if (r == 0)
+        r = json_put(json, "tracking", json_string(tracking ? "on" : "off"), err);
+    if (r == 0)
+        r = json_put(json, "tracking_reason", text_or_null(why_not), err);
+    return r;
+}
+
 int cli_hash_print(const struct cli_options *options, const struct cli_target *target,
-                   const char *written, struct hashtree *tree, const char *tracking,
-                   struct error *err)
+                   const char *written, struct hashtree *tree, bool method, struct error *err)
 {
     _cleanup_json_ json_t *json = NULL;
 
     if (!options->json)
-        return print_text(written != NULL ? written : image_path(target->image), tree, tracking,
-                          err);
+        return print_text(written != NULL ? written : image_path(target->image), tree, method, err);
     int r = cli_hash_json(target, tree, &json, err);
-    if (r == 0 && tracking != NULL &&
-        (r = json_put(json, "tracking", json_string(tracking), err)) == 0)
-        r = json_put(json, "reason", json_text(hashtree_reason(tree)), err);
-    if (r < 0)
-        return r;
-    return json_print(json, err);
+    if (r == 0 && method)
+        r = put_method(json, tree, err);
+    return r < 0 ? r : json_print(json, err);
 }

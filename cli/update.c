@@ -8,7 +8,6 @@ static int update_run(const struct cli_options *options, int argc, char **argv, 
     _cleanup_target_ struct cli_target target = {0};
     _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
     uint8_t root[VERITY_DIGEST_MAX];
-    bool tracked = false;
 
     (void)argc, (void)arg;
     int r = cli_target_open(argv[0], options, NULL, &target, err);
@@ -26,9 +25,9 @@ static int update_run(const struct cli_options *options, int argc, char **argv, 
     if (r < 0)
         return r;
     _cleanup_error_ struct error track_err = ERROR_INIT;
-    if (hashtree_track(tree, &tracked, &track_err) < 0)
+    if (hashtree_track(tree, &track_err) < 0)
         log_warning("the next update will have to read more: %s", error_message(&track_err));
-    return cli_hash_print(options, &target, NULL, tree, tracked ? "on" : "off", err);
+    return cli_hash_print(options, &target, NULL, tree, true, err);
 }
 
 const struct cli_command cmd_update = {

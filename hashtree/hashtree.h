@@ -74,11 +74,34 @@ enum hashtree_method hashtree_method(struct hashtree *tree);
 const char *hashtree_method_name(enum hashtree_method method);
 
 /*
- * Once the root is known: has QEMU's dirty bitmap record what is written from here on, if the image
- * has the bitmaps for it (`qverity track`). *ret_tracked tells whether it does. An error is that of
- * changing the image or the tree file; the root is right all the same.
+ * Once the root is known: whether the tree file is tied to bitmaps in which QEMU records what is
+ * written from here on (docs/change-tracking.md); else *ret_why tells why not, or is "". Valid as
+ * long as the tree.
  */
-int hashtree_track(struct hashtree *tree, bool *ret_tracked, struct error *err);
+bool hashtree_tracking(struct hashtree *tree, const char **ret_why);
+
+/*
+ * Once the root is known: resets these bitmaps, if the image has some, so that the next update
+ * reads only what is written from here on. An error is that of changing the image or the tree file;
+ * the root is right all the same, and the tree file may still be tied to the bitmaps as they were.
+ */
+int hashtree_track(struct hashtree *tree, struct error *err);
+
+/*
+ * Keeps an image's tree file across an edit of the image file that changes no byte of the disk:
+ * begin, edit, end. From before the first until after the last nobody else may be able to write to
+ * the image. *ret is NULL if there is no tree file that is current. hashtree_carry_end() takes the
+ * image as it was opened anew after the edit; *ret_carried tells whether the tree file is current
+ * again. If not, it is as if the image was changed. `options` are the same in both.
+ */
+struct hashtree_carry;
+int hashtree_carry_begin(struct image *image, const struct hashtree_file_options *options,
+                         struct hashtree_carry **ret, struct error *err);
+int hashtree_carry_end(struct hashtree_carry *carry, struct image *image,
+                       const struct hashtree_file_options *options, bool *ret_carried,
+                       struct error *err);
+void hashtree_carry_free(struct hashtree_carry *carry);
+DEFINE_CLEANUP(struct hashtree_carry, hashtree_carry_free);
 
 /* Why nothing cheaper than HASHTREE_FULL would do; "" if there is nothing to say. */
 const char *hashtree_reason(const struct hashtree *tree);

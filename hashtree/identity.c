@@ -1,24 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Whether files are what they were. A file counts as untouched when its device, inode, size, mtime
- * and ctime are those that were noted before it was read, and both times lie further back from that
- * moment than the grain of the file system's clock: a write in the same tick as an earlier one
- * would not show.
+ * and ctime are those that were noted before it was read, and when a write after that moment would
+ * have given it another ctime (image/file-times.h).
  *
- * What this cannot see: a program that writes through a shared mapping some of whose pages were
- * dirty already, and file systems whose clock is another machine's.
+ * A store into a page that is mapped shared changes the ctime when it makes the page dirty, and not
+ * again until that is written back. So files are synced before they are read: their pages are clean
+ * then. This does not help on tmpfs, where such a store leaves no trace.
  */
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
 #include "common/log.h"
 #include "hashtree/keep.h"
-
-/* File times come from the kernel's coarse clock, which moves every 10 ms at most (HZ=100). */
-#define CLOCK_GRAIN_NS 20000000
-/* Times without a fraction come from a file system that has none: ext3, FAT (2 s). */
-#define COARSE_GRAIN_NS INT64_C(2000000000)
+#include "image/file-times.h"
 
 static struct tree_file_identity identity_of(const struct stat *st)
 {
@@ -36,76 +31,73 @@ static bool same_time(const struct timespec *a, const struct timespec *b)
     return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
 }
 
-bool keep_same_identity(const struct tree_file_identity *a, const struct tree_file_identity *b)
+static bool same_identity(const struct tree_file_identity *a, const struct tree_file_identity *b)
 {
     return a->device == b->device && a->inode == b->inode && a->size == b->size &&
            same_time(&a->mtime, &b->mtime) && same_time(&a->ctime, &b->ctime);
 }
 
-static int64_t nanoseconds_between(const struct timespec *from, const struct timespec *to)
+bool keep_same_file(const struct tree_file_identity *a, const struct tree_file_identity *b)
 {
-    return ((int64_t)to->tv_sec - from->tv_sec) * 1000000000 + (to->tv_nsec - from->tv_nsec);
+    return a->device == b->device && a->inode == b->inode;
 }
 
-/* How long after a file's last change a moment must be, that a further change shows. */
-static int64_t grain_of(const struct tree_file_identity *id)
-{
-    return id->mtime.tv_nsec == 0 && id->ctime.tv_nsec == 0 ? COARSE_GRAIN_NS : CLOCK_GRAIN_NS;
-}
-
-static int64_t age(const struct tree_file_identity *id, const struct timespec *moment)
-{
-    int64_t since_mtime = nanoseconds_between(&id->mtime, moment);
-    int64_t since_ctime = nanoseconds_between(&id->ctime, moment);
-
-    return since_mtime < since_ctime ? since_mtime : since_ctime;
-}
-
-/* Whether `header`, of an image whose files are ours from `first` on, was made of what they hold
- * now. */
-bool keep_header_current(const struct keep *keep, const struct tree_header *header, uint32_t first)
+const char *keep_changed_file(const struct keep *keep, const struct tree_header *header,
+                              uint32_t first, uint32_t from)
 {
     if (header->file_count == 0 || header->file_count != keep->file_count - first)
-        return false;
-    for (uint32_t i = 0; i < header->file_count; i++)
-        if (!keep_same_identity(&header->files[i], &keep->identities[first + i]) ||
-            age(&header->files[i], &header->recorded) <= grain_of(&header->files[i]))
-            return false;
-    return true;
+        return image_path(keep->tree->image);
+    for (uint32_t i = from; i < header->file_count; i++)
+        if (!header->settled || !same_identity(&header->files[i], &keep->identities[first + i]))
+            return image_file(keep->tree->image, first + i)->path;
+    return NULL;
 }
 
-/* Takes the moment from where on changes show. A file that was changed just now is given the time
- * to look changed if it is again. */
-static void settle(struct keep *keep)
+bool keep_header_current(const struct keep *keep, const struct tree_header *header, uint32_t first)
 {
-    int64_t wait = 0;
-
-    clock_gettime(CLOCK_REALTIME, &keep->opened);
-    for (uint32_t i = 0; i < keep->file_count; i++) {
-        int64_t rest = CLOCK_GRAIN_NS - age(&keep->identities[i], &keep->opened);
-        if (rest > wait && rest <= CLOCK_GRAIN_NS)
-            wait = rest;
-    }
-    if (wait > 0) {
-        nanosleep(&(struct timespec){.tv_nsec = wait + 1000000}, NULL);
-        clock_gettime(CLOCK_REALTIME, &keep->opened);
-    }
+    return keep_changed_file(keep, header, first, 0) == NULL;
 }
 
 bool keep_take_identities(struct keep *keep)
 {
     const struct image *image = keep->tree->image;
+
     keep->file_count = (uint32_t)image_file_count(image);
     for (uint32_t i = 0; i < keep->file_count; i++) {
         const struct image_file *file = image_file(image, i);
         if (!S_ISREG(file->stat.st_mode)) {
-            log_info("%s: not a regular file, so changes would not show: no tree is kept",
-                     file->path);
+            keep_reason(keep->tree,
+                        "no tree is kept: %s is no regular file, so changes of it would "
+                        "not show",
+                        file->path);
+            return false;
+        }
+        if (file_clock(file->fd) == FILE_CLOCK_NONE) {
+            keep_reason(keep->tree,
+                        "no tree is kept: the file system that %s is on does not tell "
+                        "when a file was changed, or is not known to do so",
+                        file->path);
             return false;
         }
         keep->identities[i] = identity_of(&file->stat);
     }
-    settle(keep);
+    return true;
+}
+
+bool keep_settle(const struct keep *keep)
+{
+    for (uint32_t i = 0; i < keep->file_count; i++) {
+        const struct image_file *file = image_file(keep->tree->image, i);
+        if (file->settled)
+            continue;
+        enum file_clock clock = file_clock(file->fd);
+        /* Of local files it was tried when they were opened. */
+        if (clock != FILE_CLOCK_OTHER || !file_times_settle(clock, &file->stat)) {
+            log_info("%s: it was written to just now, so that later changes might not show",
+                     file->path);
+            return false;
+        }
+    }
     return true;
 }
 
@@ -117,7 +109,7 @@ bool keep_files_unchanged(const struct keep *keep)
         if (fstat(file->fd, &st) < 0)
             return false;
         struct tree_file_identity now = identity_of(&st);
-        if (!keep_same_identity(&now, &keep->identities[i])) {
+        if (!same_identity(&now, &keep->identities[i])) {
             log_warning("%s: it was written to while it was read; no tree is kept", file->path);
             return false;
         }
@@ -139,11 +131,11 @@ bool keep_sync_files(const struct keep *keep)
 
 bool keep_retake_identity(struct keep *keep)
 {
+    int fd = image_file(keep->tree->image, 0)->fd;
     struct stat st;
 
-    if (fstat(image_file(keep->tree->image, 0)->fd, &st) < 0)
+    if (fstat(fd, &st) < 0)
         return false;
     keep->identities[0] = identity_of(&st);
-    settle(keep);
-    return keep_files_unchanged(keep);
+    return file_times_settle(file_clock(fd), &st) && keep_files_unchanged(keep);
 }

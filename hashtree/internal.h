@@ -57,7 +57,8 @@ struct hashtree {
 
     struct keep *keep;           /* NULL: nothing is kept in a file */
     enum hashtree_method method; /* under lock */
-    char reason[256];
+    char reason[512];
+    char untracked[512]; /* why changes are not tracked */
 
     /* The root and the build that finds it. */
     pthread_mutex_t lock;
@@ -374,7 +375,11 @@ int build_run(struct hashtree *tree, const struct node_base *base, const struct 
 int keep_build(struct hashtree *tree, struct build_result *ret, struct error *err);
 /* Where nodes of the tree whose root is known may be found; or NULL. */
 struct tree_file *keep_file(const struct keep *keep);
-void keep_reason(struct hashtree *tree, const char *reason);
+/* Why nothing cheaper than reading everything will do: sets it, or adds to it. */
+void keep_reason(struct hashtree *tree, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+void keep_reason_add(struct hashtree *tree, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 void keep_free(struct keep *keep);
 
 /* --- nodes.c --- */

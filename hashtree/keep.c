@@ -4,6 +4,7 @@
  * and writing down what was found. That this is not possible is no error: it costs time only.
  */
 #include <errno.h>
+#include <stdarg.h>
 #include <string.h>
 
 #include "common/log.h"
@@ -12,31 +13,19 @@
 static void fill_header(const struct keep *keep, const struct proof *proof,
                         struct tree_header *header)
 {
-    const struct tree_header *old = keep->file != NULL ? tree_file_header(keep->file) : NULL;
-
     *header = (struct tree_header){
         .lean = keep->lean,
         .params = keep->tree->params,
         .start = keep->tree->start,
         .zero_blocks = UINT64_MAX,
-        .recorded = keep->opened,
         .file_count = keep->file_count,
     };
     memcpy(header->view, keep->view, sizeof(header->view));
     memcpy(header->files, keep->identities, keep->file_count * sizeof(header->files[0]));
     if (proof->method == HASHTREE_BITMAP) {
-        /* The bitmap was not cleared: it still tells all that changed since then. It must not be
-         * believed any more once it is put back to a state before this one, though. */
-        if (!proof_record_granules(proof->bits, header))
-            header->recorded_count = 0;
-        else
-            header->granularity = old->granularity;
+        const struct tree_header *old = tree_file_header(keep->file);
         header->lean = old->lean;
         memcpy(header->base, old->base, sizeof(header->base));
-        memcpy(header->bitmap_generation, old->bitmap_generation,
-               sizeof(header->bitmap_generation));
-        header->canary_count = old->canary_count;
-        memcpy(header->canaries, old->canaries, sizeof(header->canaries));
     }
 }
 
@@ -58,6 +47,7 @@ static bool name_below(const struct keep *keep, const char *below, struct tree_h
     return true;
 }
 
+/* To be called before anything is read. NULL if no tree is to be kept. */
 static struct tree_writer *start_writing(const struct keep *keep, const struct proof *proof,
                                          struct tree_header *header)
 {
@@ -66,6 +56,10 @@ static struct tree_writer *start_writing(const struct keep *keep, const struct p
     int r;
 
     fill_header(keep, proof, header);
+    /* Synced first, for the sake of shared mappings (identity.c). */
+    if (!keep_sync_files(keep) || !keep_files_unchanged(keep))
+        return NULL;
+    header->settled = keep_settle(keep);
     if (proof->method == HASHTREE_OVERLAY &&
         !name_below(keep, tree_file_path(proof->below), header))
         return NULL;
@@ -109,8 +103,9 @@ static void finish_writing(struct keep *keep, struct tree_writer *writer,
     /* What was written may be in memory only so far, so that the files do not show it. */
     if (atomic_load(&keep->tree->changed))
         return;
-    if (!keep_files_unchanged(keep) || !keep_sync_files(keep))
+    if (!keep_files_unchanged(keep))
         return;
+    keep_record_tracking(keep, writer, header);
     if (tree_writer_commit(writer, header, false, &err) < 0)
         log_warning("no tree is kept: %s", error_message(&err));
 }
@@ -169,8 +164,7 @@ static bool encrypted(const struct image *image)
     return false;
 }
 
-static int keep_init(struct keep *keep, const struct hashtree_file_options *options,
-                     struct error *err)
+int keep_init(struct keep *keep, const struct hashtree_file_options *options, struct error *err)
 {
     const struct image *image = keep->tree->image;
 
@@ -186,6 +180,26 @@ static int keep_init(struct keep *keep, const struct hashtree_file_options *opti
     return 0;
 }
 
+/* Whether the tree file is one of this tree; if not, the reason is set. */
+static bool header_fits(const struct keep *keep)
+{
+    const struct tree_header *header = tree_file_header(keep->file);
+    const char *what = NULL;
+
+    if (proof_header_fits(keep, header, keep->view))
+        return true;
+    if (strcmp(header->view, keep->view) != 0)
+        what = "the image read in another way (as another format, or at another snapshot)";
+    else if (header->start != keep->tree->start ||
+             header->params.data_blocks * header->params.data_block_size !=
+                 tree_data_size(keep->tree))
+        what = "another partition, or another part of it";
+    else
+        what = "other parameters";
+    keep_reason(keep->tree, "the tree file is of %s", what);
+    return false;
+}
+
 int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *options,
                   struct error *err)
 {
@@ -193,7 +207,7 @@ int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *opt
     struct keep *keep;
 
     if (encrypted(tree->image)) {
-        keep_reason(tree, "trees of encrypted images are not kept");
+        keep_reason(tree, "no tree is kept: the image is encrypted");
         return 0;
     }
     keep = calloc(1, sizeof(*keep));
@@ -209,26 +223,31 @@ int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *opt
     r = tree_file_open(keep->path, &keep->file, &open_err);
     if (r < 0 && options->path != NULL && !tree_file_replaceable(keep->path)) {
         log_warning("no tree is kept: %s is there and is no tree file", keep->path);
-        keep_reason(tree, error_message(&open_err));
+        keep_reason(tree, "no tree is kept: %s", error_message(&open_err));
         keep_free(TAKE_PTR(tree->keep));
-        return 0;
-    }
-    if (r < 0) {
-        keep_reason(tree, r == -ENOENT ? "there is no tree file" : error_message(&open_err));
-        return 0;
-    }
-    const struct tree_header *header = tree_file_header(keep->file);
-    if (!proof_header_fits(keep, header, keep->view)) {
-        keep_reason(tree, "the tree file is of another partition, or of other parameters");
-        tree_file_close(TAKE_PTR(keep->file));
         return 0;
     }
     if (keep->rescan) {
         keep_reason(tree, "asked for");
+        if (keep->file != NULL && !header_fits(keep))
+            tree_file_close(TAKE_PTR(keep->file));
         return 0;
     }
-    if (!keep_header_current(keep, header, 0)) {
-        keep_reason(tree, "the image changed");
+    if (r < 0) {
+        if (r == -ENOENT)
+            keep_reason(tree, "there is no tree file");
+        else
+            keep_reason(tree, "%s", error_message(&open_err));
+        return 0;
+    }
+    if (!header_fits(keep)) {
+        tree_file_close(TAKE_PTR(keep->file));
+        return 0;
+    }
+    const struct tree_header *header = tree_file_header(keep->file);
+    const char *changed = keep_changed_file(keep, header, 0, 0);
+    if (changed != NULL) {
+        keep_reason(tree, "%s was changed since the tree file was written", changed);
         return 0;
     }
     pthread_mutex_lock(&tree->lock);
@@ -246,16 +265,41 @@ struct tree_file *keep_file(const struct keep *keep)
     return keep->file;
 }
 
-void keep_reason(struct hashtree *tree, const char *reason)
+void keep_reason(struct hashtree *tree, const char *format, ...)
 {
-    snprintf(tree->reason, sizeof(tree->reason), "%s", reason);
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(tree->reason, sizeof(tree->reason), format, args);
+    va_end(args);
+}
+
+void keep_reason_add(struct hashtree *tree, const char *format, ...)
+{
+    size_t length = strlen(tree->reason);
+    va_list args;
+
+    if (length > 0)
+        length += (size_t)snprintf(tree->reason + length, sizeof(tree->reason) - length, "; ");
+    if (length >= sizeof(tree->reason))
+        return;
+    va_start(args, format);
+    vsnprintf(tree->reason + length, sizeof(tree->reason) - length, format, args);
+    va_end(args);
+}
+
+void keep_clear(struct keep *keep)
+{
+    if (keep->file != NULL)
+        tree_file_close(keep->file);
+    if (keep->tracking != NULL)
+        image_tracking_free(keep->tracking);
+    free(keep->path);
 }
 
 void keep_free(struct keep *keep)
 {
-    if (keep->file != NULL)
-        tree_file_close(keep->file);
-    free(keep->path);
+    keep_clear(keep);
     free(keep);
 }
 

@@ -92,9 +92,8 @@ void proof_clear(struct proof *proof)
 {
     if (proof->below != NULL)
         tree_file_close(proof->below);
-    if (proof->bits != NULL)
-        image_bitmap_free(proof->bits);
 }
+
 static void use_base(struct proof *proof, enum hashtree_method method, struct tree_file *file)
 {
     const struct tree_header *header = tree_file_header(file);
@@ -108,119 +107,74 @@ static void use_base(struct proof *proof, enum hashtree_method method, struct tr
     memcpy(proof->base.root, header->root, sizeof(proof->base.root));
 }
 
-/*
- * Whether the bitmap has recorded all that was written since the tree file was. The generation is
- * another one if the image was put back to an older state; and a bitmap that was removed and
- * added again, or cleared by somebody else, lacks the granules that were set on purpose, unless
- * writes happened to hit every single one: with a quarter of all granules set, one in 4^16 times.
- * If more are set, reading everything takes hardly longer.
- *
- * The tree file may have been written again since the bitmap was reset. If the image was then put
- * back to a state between the two, it has the same generation and canaries, but lacks bits that
- * were set when the tree file was written; they are noted there.
- */
-bool proof_same_bitmap(const struct keep *keep, const struct image_bitmap_bits *bits,
-                       const struct tree_header *header)
-{
-    _cleanup_(image_bitmap_free_cleanup) struct image_bitmap_bits *generation_bits = NULL;
-    uint8_t generation[IMAGE_BITMAP_GENERATION_SIZE];
-    uint64_t start, end;
-
-    if (image_bitmap_granularity(bits) != header->granularity ||
-        image_bitmap_set_count(bits) > image_bitmap_count(bits) / 4 + header->canary_count ||
-        image_bitmap_load(keep->tree->image, IMAGE_BITMAP_GENERATION_NAME, &generation_bits, NULL) <
-            0)
-        return false;
-    image_bitmap_generation(generation_bits, generation);
-    if (memcmp(generation, header->bitmap_generation, sizeof(generation)) != 0)
-        return false;
-    for (uint32_t i = 0; i < header->recorded_count; i++) {
-        uint64_t first = header->recorded_granules[i].first * header->granularity;
-        uint64_t after = header->recorded_granules[i].end * header->granularity;
-        if (!image_bitmap_next(bits, first, &start, &end) || start > first || end < after)
-            return false;
-    }
-    for (uint32_t i = 0; i < header->canary_count; i++) {
-        uint64_t at = header->canaries[i] * header->granularity;
-        if (!image_bitmap_next(bits, at, &start, &end) || start > at)
-            return false;
-    }
-    return header->canary_count == IMAGE_BITMAP_CANARIES;
-}
-
-bool proof_record_granules(const struct image_bitmap_bits *bits, struct tree_header *header)
-{
-    uint64_t granularity = image_bitmap_granularity(bits), start, end;
-
-    header->recorded_count = 0;
-    for (uint64_t at = 0; image_bitmap_next(bits, at, &start, &end); at = end) {
-        if (header->recorded_count == TREE_FILE_RECORDED_MAX || end / granularity > UINT32_MAX)
-            return false;
-        header->recorded_granules[header->recorded_count++] = (struct tree_file_granules){
-            (uint32_t)(start / granularity), (uint32_t)(end / granularity)};
-    }
-    return true;
-}
-
 static bool try_bitmap(struct keep *keep, struct proof *proof)
 {
-    _cleanup_error_ struct error err = ERROR_INIT;
-    struct image *image = keep->tree->image;
+    const struct image_tracking *tracking = keep_tracking(keep);
 
     if (keep->file == NULL)
         return false;
     const struct tree_header *header = tree_file_header(keep->file);
-    if (header->granularity == 0) {
-        keep_reason(keep->tree, "changes were not tracked when the tree file was written");
+    /* The bitmaps speak of the first file only. */
+    if (header->file_count != keep->file_count) {
+        keep_reason_add(keep->tree, "its backing chain is another one");
         return false;
     }
-    /* All but the first file must be as they were: the bitmap speaks of that one only. */
-    if (header->file_count != keep->file_count ||
-        keep->identities[0].device != header->files[0].device ||
-        keep->identities[0].inode != header->files[0].inode) {
-        keep_reason(keep->tree, "the image file is another one");
+    if (!keep_same_file(&header->files[0], &keep->identities[0])) {
+        keep_reason_add(keep->tree, "it is another file than then");
         return false;
     }
-    for (uint32_t i = 1; i < header->file_count; i++)
-        if (!keep_same_identity(&header->files[i], &keep->identities[i])) {
-            keep_reason(keep->tree, "another file of the chain changed");
+    if (header->file_count > 1) {
+        const char *changed = keep_changed_file(keep, header, 0, 1);
+        if (changed != NULL) {
+            if (changed != keep_changed_file(keep, header, 0, 0))
+                keep_reason_add(keep->tree, "its backing file %s changed, too", changed);
             return false;
         }
-    if (image_bitmap_load(image, IMAGE_BITMAP_NAME, &proof->bits, &err) < 0) {
-        keep_reason(keep->tree, error_message(&err));
-        return false;
     }
-    if (!proof_same_bitmap(keep, proof->bits, header)) {
-        keep_reason(keep->tree, "the bitmap is not the one that was there when the tree file was "
-                                "written");
+    if (!keep_tracked_since(keep, tracking, keep->file))
         return false;
-    }
     use_base(proof, HASHTREE_BITMAP, keep->file);
-    proof->bitmap = (struct bitmap_changes){keep->tree, proof->bits};
+    proof->bitmap = (struct bitmap_changes){keep->tree, image_tracking_bits(tracking)};
     proof->changes = (struct hashtree_changes){next_bitmap_change, &proof->bitmap};
     return true;
+}
+
+/* The tree file that belongs to `path` if it is one of `view` that is current, or NULL. */
+static struct tree_file *open_below(const struct keep *keep, unsigned depth, const char *path,
+                                    const char *view)
+{
+    _cleanup_free_ char *name = NULL;
+    _cleanup_tree_file_ struct tree_file *file = NULL;
+
+    if (asprintf(&name, "%s" TREE_FILE_SUFFIX, path) < 0) {
+        name = NULL;
+        return NULL;
+    }
+    if (tree_file_open(name, &file, NULL) < 0 ||
+        !proof_header_fits(keep, tree_file_header(file), view) ||
+        !keep_header_current(keep, tree_file_header(file),
+                             (uint32_t)image_first_file(keep->tree->image, depth)))
+        return NULL;
+    return TAKE_PTR(file);
 }
 
 static bool try_below(struct keep *keep, struct proof *proof, unsigned depth,
                       const struct image_info *info)
 {
-    _cleanup_free_ char *path = NULL;
-    _cleanup_tree_file_ struct tree_file *file = NULL;
     char view[TREE_FILE_VIEW_MAX];
 
     if (info->size < keep->tree->start + tree_data_size(keep->tree))
         return false;
     keep_view(keep->tree->image, depth, NULL, view);
-    if (asprintf(&path, "%s" TREE_FILE_SUFFIX, info->path) < 0) {
-        path = NULL;
-        return false;
+    proof->below = open_below(keep, depth, info->path, view);
+    if (proof->below == NULL) {
+        /* It may have been hashed by another name. */
+        _cleanup_free_ char *real = realpath(info->path, NULL);
+        if (real != NULL)
+            proof->below = open_below(keep, depth, real, view);
     }
-    if (tree_file_open(path, &file, NULL) < 0 ||
-        !proof_header_fits(keep, tree_file_header(file), view) ||
-        !keep_header_current(keep, tree_file_header(file),
-                             (uint32_t)image_first_file(keep->tree->image, depth)))
+    if (proof->below == NULL)
         return false;
-    proof->below = TAKE_PTR(file);
     use_base(proof, HASHTREE_OVERLAY, proof->below);
     proof->overlay = (struct overlay_changes){keep->tree, depth};
     proof->changes = (struct hashtree_changes){next_overlay_change, &proof->overlay};
@@ -230,16 +184,22 @@ static bool try_below(struct keep *keep, struct proof *proof, unsigned depth,
 static bool try_overlay(struct keep *keep, struct proof *proof)
 {
     const struct image_info *info;
+    unsigned depth;
 
-    for (unsigned depth = 1; (info = image_info(keep->tree->image, depth)) != NULL; depth++)
+    for (depth = 1; (info = image_info(keep->tree->image, depth)) != NULL; depth++)
         if (try_below(keep, proof, depth, info))
             return true;
+    if (depth > 1)
+        keep_reason_add(keep->tree, "no image below it has a tree file that is up to date and of "
+                                    "the same partition and parameters");
     return false;
 }
 
 void proof_find(struct keep *keep, struct proof *ret)
 {
     *ret = (struct proof){.method = HASHTREE_FULL};
-    if (!keep->rescan && !try_bitmap(keep, ret))
-        (void)try_overlay(keep, ret);
+    if (keep->rescan)
+        return;
+    if (try_bitmap(keep, ret) || try_overlay(keep, ret))
+        keep->tree->reason[0] = '\0';
 }

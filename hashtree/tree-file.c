@@ -9,9 +9,10 @@
  * crash, find nodes that do not have the digest their parent holds, and do without them. What has
  * no parent, the header, has a checksum.
  */
-#include "hashtree/tree-file.h"
+#include "hashtree/tree-header.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -25,13 +26,9 @@
 #include "common/checked.h"
 #include "common/io.h"
 
-#define SLOT_SIZE 16384
 #define NODES_OFFSET (2 * SLOT_SIZE)
-#define BELOW_MAX 64 /* tree files under one another, as images in a chain */
-
-static const uint8_t magic[8] = {'q', 'v', 't', 'r', 'e', 'e', 0x1a, '\n'};
-
-enum { FLAG_LEAN = 1 };
+#define GRANULES_PAGE 4096 /* bytes: the lists of both slots take turns */
+#define BELOW_MAX 64       /* tree files under one another, as images in a chain */
 
 struct tree_file {
     int fd;
@@ -52,131 +49,6 @@ struct tree_writer {
     uint64_t generation;
 };
 
-/* --- The header's bytes --- */
-
-/* Both directions go through one description of the layout, field after field, little-endian. */
-struct codec {
-    uint8_t *bytes;
-    size_t at;
-    bool decode;
-};
-
-static void code_bytes(struct codec *c, void *field, size_t size)
-{
-    assert(c->at + size <= SLOT_SIZE - SHA256_DIGEST_LENGTH);
-    if (c->decode)
-        memcpy(field, c->bytes + c->at, size);
-    else
-        memcpy(c->bytes + c->at, field, size);
-    c->at += size;
-}
-
-static void code_u64(struct codec *c, uint64_t *field)
-{
-    uint8_t bytes[8];
-
-    for (int i = 0; i < 8; i++)
-        bytes[i] = (uint8_t)(*field >> (8 * i));
-    code_bytes(c, bytes, sizeof(bytes));
-    if (c->decode) {
-        *field = 0;
-        for (int i = 0; i < 8; i++)
-            *field |= (uint64_t)bytes[i] << (8 * i);
-    }
-}
-
-static uint64_t code_number(struct codec *c, uint64_t value)
-{
-    code_u64(c, &value);
-    return value;
-}
-
-static void code_time(struct codec *c, struct timespec *t)
-{
-    t->tv_sec = (time_t)code_number(c, (uint64_t)t->tv_sec);
-    t->tv_nsec = (long)code_number(c, (uint64_t)t->tv_nsec);
-}
-
-static void code_text(struct codec *c, char *text, size_t room)
-{
-    code_bytes(c, text, room);
-    if (c->decode)
-        text[room - 1] = '\0';
-}
-
-static void code_header(struct codec *c, struct tree_header *h)
-{
-    struct verity_params *p = &h->params;
-
-    h->generation = code_number(c, h->generation);
-    h->lean = (code_number(c, h->lean ? FLAG_LEAN : 0) & FLAG_LEAN) != 0;
-    code_text(c, p->hash_name, sizeof(p->hash_name));
-    p->hash_type = (unsigned)code_number(c, p->hash_type);
-    p->data_block_size = (uint32_t)code_number(c, p->data_block_size);
-    p->hash_block_size = (uint32_t)code_number(c, p->hash_block_size);
-    p->data_blocks = code_number(c, p->data_blocks);
-    p->salt_size = (size_t)min_u64(code_number(c, p->salt_size), VERITY_SALT_MAX);
-    code_bytes(c, p->salt, sizeof(p->salt));
-    h->start = code_number(c, h->start);
-    code_bytes(c, h->root, sizeof(h->root));
-    h->zero_blocks = code_number(c, h->zero_blocks);
-    code_text(c, h->view, sizeof(h->view));
-    code_time(c, &h->recorded);
-    code_text(c, h->base, sizeof(h->base));
-    h->granularity = code_number(c, h->granularity);
-    code_bytes(c, h->bitmap_generation, sizeof(h->bitmap_generation));
-    h->canary_count = (uint32_t)min_u64(code_number(c, h->canary_count), TREE_FILE_CANARIES_MAX);
-    for (size_t i = 0; i < TREE_FILE_CANARIES_MAX; i++)
-        code_u64(c, &h->canaries[i]);
-    h->file_count = (uint32_t)min_u64(code_number(c, h->file_count), TREE_FILE_FILES_MAX);
-    for (size_t i = 0; i < h->file_count; i++) {
-        code_u64(c, &h->files[i].device);
-        code_u64(c, &h->files[i].inode);
-        code_u64(c, &h->files[i].size);
-        code_time(c, &h->files[i].mtime);
-        code_time(c, &h->files[i].ctime);
-    }
-    h->recorded_count =
-        (uint32_t)min_u64(code_number(c, h->recorded_count), TREE_FILE_RECORDED_MAX);
-    for (size_t i = 0; i < h->recorded_count; i++) {
-        h->recorded_granules[i].first = (uint32_t)code_number(c, h->recorded_granules[i].first);
-        h->recorded_granules[i].end = (uint32_t)code_number(c, h->recorded_granules[i].end);
-    }
-}
-
-static void encode_slot(const struct tree_header *header, uint8_t slot[static SLOT_SIZE])
-{
-    struct tree_header copy = *header;
-    struct codec c = {.bytes = slot};
-    uint8_t head[sizeof(magic)];
-
-    memset(slot, 0, SLOT_SIZE);
-    memcpy(head, magic, sizeof(magic));
-    code_bytes(&c, head, sizeof(head));
-    code_number(&c, TREE_FILE_VERSION);
-    code_header(&c, &copy);
-    SHA256(slot, SLOT_SIZE - SHA256_DIGEST_LENGTH, slot + SLOT_SIZE - SHA256_DIGEST_LENGTH);
-}
-
-/* Why the slot is not one, or NULL. */
-static const char *decode_slot(uint8_t slot[static SLOT_SIZE], struct tree_header *ret)
-{
-    struct codec c = {.bytes = slot, .decode = true};
-    uint8_t head[sizeof(magic)], checksum[SHA256_DIGEST_LENGTH];
-
-    code_bytes(&c, head, sizeof(head));
-    if (memcmp(head, magic, sizeof(magic)) != 0)
-        return "not a tree file";
-    if (code_number(&c, 0) != TREE_FILE_VERSION)
-        return "a version of tree file that this program does not know";
-    SHA256(slot, SLOT_SIZE - SHA256_DIGEST_LENGTH, checksum);
-    if (memcmp(checksum, slot + SLOT_SIZE - SHA256_DIGEST_LENGTH, sizeof(checksum)) != 0)
-        return "its header is damaged";
-    memset(ret, 0, sizeof(*ret));
-    code_header(&c, ret);
-    return NULL;
-}
-
 /* --- Reading --- */
 
 static int read_header(int fd, const char *path, struct tree_header *ret, struct error *err)
@@ -193,7 +65,7 @@ static int read_header(int fd, const char *path, struct tree_header *ret, struct
         if (n < 0)
             return (int)n;
         memset(slot + n, 0, SLOT_SIZE - (size_t)n);
-        const char *slot_why = decode_slot(slot, &header);
+        const char *slot_why = tree_header_decode(slot, &header);
         if (why == NULL)
             why = slot_why;
         if (slot_why == NULL && (!found || header.generation > ret->generation)) {
@@ -265,7 +137,7 @@ int tree_file_open(const char *path, struct tree_file **ret, struct error *err)
 bool tree_file_replaceable(const char *path)
 {
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    uint8_t head[sizeof(magic)];
+    uint8_t head[TREE_MAGIC_SIZE];
     struct stat st;
 
     if (fd < 0)
@@ -274,7 +146,7 @@ bool tree_file_replaceable(const char *path)
         return false;
     for (unsigned i = 0; i < 2; i++) {
         ssize_t n = io_read_some_at(fd, path, head, sizeof(head), (uint64_t)i * SLOT_SIZE, NULL);
-        if (n == (ssize_t)sizeof(head) && memcmp(head, magic, sizeof(magic)) == 0)
+        if (n == (ssize_t)sizeof(head) && memcmp(head, tree_magic, TREE_MAGIC_SIZE) == 0)
             return true;
     }
     return st.st_size == 0;
@@ -325,6 +197,66 @@ bool tree_file_read(const struct tree_file *file, unsigned level, uint64_t index
     ssize_t n = io_read_some_at(file->fd, file->path, block, g->hash_block_size,
                                 node_offset(g, level, index), NULL);
     return n == (ssize_t)g->hash_block_size;
+}
+
+/* --- Granules --- */
+
+/* Lists of granules begin behind the last node that is kept, and are cut into pages, those of the
+ * two header slots by turns: a list can grow, and the file does not look larger than it is. */
+static uint64_t granules_offset(const struct verity_geometry *g, bool lean, uint64_t generation,
+                                uint64_t page)
+{
+    uint64_t nodes = 0;
+
+    for (unsigned level = lean ? 1 : 0; level < g->levels; level++)
+        nodes += g->level_blocks[level];
+    uint64_t end = NODES_OFFSET + nodes * g->hash_block_size;
+    return div_round_up(end, GRANULES_PAGE) * GRANULES_PAGE +
+           (2 * page + generation % 2) * GRANULES_PAGE;
+}
+
+static size_t granules_bytes(uint64_t count)
+{
+    return (size_t)count * sizeof(struct tree_file_granules);
+}
+
+/* Between the host's numbers and the file's little-endian ones, either way. */
+static void swap_granules(struct tree_file_granules *granules, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        granules[i].first = htole32(granules[i].first);
+        granules[i].end = htole32(granules[i].end);
+    }
+}
+
+int tree_file_granules(const struct tree_file *file, struct tree_file_granules **ret,
+                       struct error *err)
+{
+    const struct tree_header *header = &file->header;
+    _cleanup_free_ struct tree_file_granules *granules = NULL;
+    uint8_t digest[TREE_FILE_DIGEST_SIZE];
+
+    if (header->granules_count > TREE_FILE_GRANULES_MAX)
+        return error_set(err, EINVAL, "%s: %" PRIu64 " ranges of granules are too many", file->path,
+                         header->granules_count);
+    size_t size = granules_bytes(header->granules_count);
+    granules = malloc(size + 1);
+    if (granules == NULL)
+        return error_oom(err);
+    for (size_t at = 0; at < size; at += GRANULES_PAGE) {
+        size_t length = min_u64(size - at, GRANULES_PAGE);
+        uint64_t offset =
+            granules_offset(&file->geometry, header->lean, header->generation, at / GRANULES_PAGE);
+        int r = io_read_at(file->fd, file->path, (uint8_t *)granules + at, length, offset, err);
+        if (r < 0)
+            return r;
+    }
+    SHA256((const uint8_t *)granules, size, digest);
+    if (size > 0 && memcmp(digest, header->granules_digest, sizeof(digest)) != 0)
+        return error_set(err, EINVAL, "%s: its list of granules is damaged", file->path);
+    swap_granules(granules, header->granules_count);
+    *ret = TAKE_PTR(granules);
+    return 0;
 }
 
 /* --- Writing --- */
@@ -472,6 +404,32 @@ int tree_writer_nodes(struct tree_writer *writer, unsigned level, uint64_t first
                        node_offset(g, level, first), err);
 }
 
+int tree_writer_granules(struct tree_writer *writer, const struct tree_file_granules *granules,
+                         uint64_t count, struct tree_header *header, struct error *err)
+{
+    size_t size = granules_bytes(count);
+    _cleanup_free_ struct tree_file_granules *swapped = malloc(size + 1);
+
+    assert(count <= TREE_FILE_GRANULES_MAX);
+    if (swapped == NULL)
+        return error_oom(err);
+    if (size > 0)
+        memcpy(swapped, granules, size);
+    swap_granules(swapped, count);
+    for (size_t at = 0; at < size; at += GRANULES_PAGE) {
+        size_t length = min_u64(size - at, GRANULES_PAGE);
+        uint64_t offset = granules_offset(&writer->geometry, writer->lean, writer->generation + 1,
+                                          at / GRANULES_PAGE);
+        int r = io_write_at(writer->fd, writer->path, (const uint8_t *)swapped + at, length, offset,
+                            err);
+        if (r < 0)
+            return r;
+    }
+    header->granules_count = count;
+    SHA256((const uint8_t *)swapped, size, header->granules_digest);
+    return 0;
+}
+
 static int sync_directory(const char *path, struct error *err)
 {
     _cleanup_free_ char *directory = directory_of(path);
@@ -496,7 +454,7 @@ int tree_writer_commit(struct tree_writer *writer, const struct tree_header *hea
     /* In what order nodes and header reach the disk does not matter: nodes that do not is all that
      * a crash can leave, and those are not believed. */
     numbered.generation = ++writer->generation;
-    encode_slot(&numbered, slot);
+    tree_header_encode(&numbered, slot);
     int r = io_write_at(writer->fd, writer->path, slot, SLOT_SIZE,
                         numbered.generation % 2 * SLOT_SIZE, err);
     if (r < 0)

@@ -17,12 +17,12 @@
  * holds.
  */
 
-#define TREE_FILE_VERSION 1
+#define TREE_FILE_VERSION 2
 #define TREE_FILE_FILES_MAX 128 /* host files of an image: as many as image/ opens */
 #define TREE_FILE_VIEW_MAX 256  /* bytes, with the NUL */
 #define TREE_FILE_BASE_MAX 1024 /* bytes, with the NUL */
-#define TREE_FILE_CANARIES_MAX 16
-#define TREE_FILE_RECORDED_MAX 440 /* ranges of granules */
+#define TREE_FILE_GRANULES_MAX (UINT64_C(1) << 20) /* ranges of granules */
+#define TREE_FILE_DIGEST_SIZE 32                   /* of what has no parent: SHA-256 */
 
 /* What tells a host file, and its contents, from others. */
 struct tree_file_identity {
@@ -43,24 +43,24 @@ struct tree_header {
 
     /* The image it was made of. */
     char view[TREE_FILE_VIEW_MAX]; /* which of an image's faces: format and snapshot */
-    struct timespec recorded;      /* when reading began, after the identities were taken */
+    bool settled;                  /* what is written to the files since gives them other times */
     uint32_t file_count;
     struct tree_file_identity files[TREE_FILE_FILES_MAX];
 
     /* Another tree file that holds nodes which are not here: an overlay's base. Or "". */
     char base[TREE_FILE_BASE_MAX];
 
-    /* Change tracking (docs/change-tracking.md): what tells the bitmap that has recorded all
-     * changes since from any other. */
+    /* Change tracking (docs/change-tracking.md): what tells the bitmaps that have recorded all
+     * changes since from any other, and which granules were set in them already. */
     uint64_t granularity; /* bytes; 0: changes were not tracked when this was written */
     uint8_t bitmap_generation[16];
-    uint32_t canary_count;
-    uint64_t canaries[TREE_FILE_CANARIES_MAX]; /* numbers of granules that were set on purpose */
-    /* Which granules were set when this was written: the bitmap was not reset then. */
-    uint32_t recorded_count;
-    struct tree_file_granules {
-        uint32_t first, end;
-    } recorded_granules[TREE_FILE_RECORDED_MAX];
+    uint64_t granules_count; /* ranges */
+    uint8_t granules_digest[TREE_FILE_DIGEST_SIZE];
+};
+
+/* A range of granules. */
+struct tree_file_granules {
+    uint32_t first, end;
 };
 
 struct tree_file;
@@ -87,6 +87,11 @@ uint64_t tree_file_usage(const struct tree_file *file);
 /* The file below, or NULL. */
 struct tree_file *tree_file_below(const struct tree_file *file);
 
+/* The header's granules_count ranges of granules; *ret is the caller's to free. -EINVAL: they are
+ * damaged. */
+int tree_file_granules(const struct tree_file *file, struct tree_file_granules **ret,
+                       struct error *err);
+
 /* Reads the bytes that stand for a node, geometry->hash_block_size of them, from this file alone.
  * False if there are none; that they are the node's is for the caller to check. */
 bool tree_file_read(const struct tree_file *file, unsigned level, uint64_t index, uint8_t *block);
@@ -110,6 +115,11 @@ DEFINE_CLEANUP(struct tree_writer, tree_writer_free);
 /* Writes nodes; from any number of threads at once. */
 int tree_writer_nodes(struct tree_writer *writer, unsigned level, uint64_t first, uint64_t count,
                       const uint8_t *blocks, struct error *err);
+
+/* Writes the ranges of granules, TREE_FILE_GRANULES_MAX of them at most, that go with the next
+ * header, and puts their number and digest into it. */
+int tree_writer_granules(struct tree_writer *writer, const struct tree_file_granules *granules,
+                         uint64_t count, struct tree_header *header, struct error *err);
 
 /* Writes the header, from where on readers believe the file. With `durable`, everything is on disk
  * when it returns. May be called again with another header. */

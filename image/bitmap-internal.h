@@ -69,3 +69,10 @@ DEFINE_CLEANUP_INPLACE(struct bitmap_directory, bitmap_directory_clear);
 /* As image_bitmap_load(), from a directory that was read before. */
 int bitmap_load(struct image *image, const struct bitmap_directory *directory, const char *name,
                 struct image_bitmap_bits **ret, struct error *err);
+
+/* --- tracking.c --- */
+
+/* -ESTALE if they do not have the same granules. */
+int tracking_check_granules(const struct image *image, const struct image_bitmap_bits *bits,
+                            const struct image_bitmap_bits *witness,
+                            const struct image_bitmap_bits *generation, struct error *err);

@@ -2,9 +2,9 @@
 /*
  * Resetting change tracking, in place. docs/change-tracking.md tells why the order is as it is:
  *
- *     1. the canaries' bits are set          and synced
- *     2. the generation becomes the new one  and synced
- *     3. all other bits are cleared          and synced
+ *     1. the new canaries' bits are set in both bitmaps  and synced
+ *     2. the generation becomes the new one              and synced
+ *     3. all other bits are cleared in both              and synced
  *
  * No bit is cleared while the old generation can still be read, whatever a crash leaves of the
  * writes between two syncs: whoever believes the old generation finds every bit that was set.
@@ -21,19 +21,25 @@
 #include "image/bitmap-internal.h"
 #include "image/internal.h"
 
+/* The ones whose bits QEMU sets. */
+enum { BITMAPS = 2 };
+static const char *const names[BITMAPS] = {IMAGE_BITMAP_NAME, IMAGE_BITMAP_WITNESS_NAME};
+
 struct reset {
     struct image *image;
     const char *path;
     int fd;
     struct bitmap_directory directory;
-    struct image_bitmap_bits *bits, *generation;
-    uint64_t *wanted; /* words, as bits->words: the canaries and nothing else */
+    struct image_bitmap_bits *bits[BITMAPS], *generation;
+    uint64_t canaries[IMAGE_BITMAP_CANARIES];
+    uint64_t *wanted; /* words, as bits[0]->words: the canaries and nothing else */
 };
 
 static void reset_clear(struct reset *reset)
 {
     bitmap_directory_clear(&reset->directory);
-    image_bitmap_free(reset->bits);
+    for (size_t b = 0; b < BITMAPS; b++)
+        image_bitmap_free(reset->bits[b]);
     image_bitmap_free(reset->generation);
     free(reset->wanted);
     cleanup_close(&reset->fd);
@@ -59,7 +65,8 @@ static int check_cluster(const struct reset *reset, uint64_t offset, struct erro
         {"the snapshot table", header->snapshots_offset, header->snapshot_count > 0},
         {"the bitmap directory", extensions->bitmap_directory_offset,
          extensions->bitmap_directory_size},
-        {"a bitmap table", reset->bits->table_offset, reset->bits->table_entries * 8},
+        {"a bitmap table", reset->bits[0]->table_offset, reset->bits[0]->table_entries * 8},
+        {"a bitmap table", reset->bits[1]->table_offset, reset->bits[1]->table_entries * 8},
         {"a bitmap table", reset->generation->table_offset, reset->generation->table_entries * 8},
     };
 
@@ -82,21 +89,22 @@ static int compare_offsets(const void *a, const void *b)
 
 static int check_clusters(const struct reset *reset, struct error *err)
 {
-    const struct image_bitmap_bits *both[] = {reset->bits, reset->generation};
+    const struct image_bitmap_bits *all[] = {reset->bits[0], reset->bits[1], reset->generation};
+    const size_t bitmaps = sizeof(all) / sizeof(all[0]);
     _cleanup_free_ uint64_t *offsets = NULL;
     size_t count = 0;
 
-    offsets = calloc(both[0]->table_entries + both[1]->table_entries + 1, sizeof(*offsets));
+    offsets = calloc(bitmaps * all[0]->table_entries + 1, sizeof(*offsets));
     if (offsets == NULL)
         return error_oom(err);
-    for (size_t b = 0; b < 2; b++) {
-        for (size_t i = 0; i < both[b]->table_entries; i++) {
-            if (!bitmap_has_cluster(both[b], i))
+    for (size_t b = 0; b < bitmaps; b++) {
+        for (size_t i = 0; i < all[b]->table_entries; i++) {
+            if (!bitmap_has_cluster(all[b], i))
                 continue;
-            int r = check_cluster(reset, both[b]->table[i], err);
+            int r = check_cluster(reset, all[b]->table[i], err);
             if (r < 0)
                 return r;
-            offsets[count++] = both[b]->table[i];
+            offsets[count++] = all[b]->table[i];
         }
     }
     qsort(offsets, count, sizeof(*offsets), compare_offsets);
@@ -109,36 +117,25 @@ static int check_clusters(const struct reset *reset, struct error *err)
 }
 
 /* Whether everything that is to be rewritten has a cluster. */
-static int check_allocated(const struct reset *reset, const uint64_t *canaries, uint32_t count,
-                           struct error *err)
+static int check_allocated(const struct reset *reset, struct error *err)
 {
-    const struct image_bitmap_bits *bits = reset->bits;
     const char *missing = NULL;
 
-    for (size_t i = 0; i < bits->table_entries; i++)
-        if (bits->table[i] == BITMAP_ONES)
-            missing = IMAGE_BITMAP_NAME;
-    for (uint32_t i = 0; i < count; i++)
-        if (!bitmap_has_cluster(bits, (size_t)(canaries[i] / bits->cluster_bits)))
-            missing = IMAGE_BITMAP_NAME;
+    for (size_t b = 0; b < BITMAPS; b++) {
+        const struct image_bitmap_bits *bits = reset->bits[b];
+        for (size_t i = 0; i < bits->table_entries; i++)
+            if (bits->table[i] == BITMAP_ONES)
+                missing = names[b];
+        for (size_t i = 0; i < IMAGE_BITMAP_CANARIES; i++)
+            if (!bitmap_has_cluster(bits, (size_t)(reset->canaries[i] / bits->cluster_bits)))
+                missing = names[b];
+    }
     if (!bitmap_has_cluster(reset->generation, 0))
         missing = IMAGE_BITMAP_GENERATION_NAME;
     if (missing != NULL)
         return error_set(err, ENOTSUP,
                          "%s: bitmap '%s' has no clusters of its own that could be rewritten",
                          reset->path, missing);
-    return 0;
-}
-
-static int check_canaries(const struct reset *reset, const uint64_t *canaries, uint32_t count,
-                          struct error *err)
-{
-    for (uint32_t i = 0; i < count; i++)
-        if (canaries[i] >= reset->bits->count || (i > 0 && canaries[i] <= canaries[i - 1]))
-            return error_set(err, EINVAL, "%s: canary %" PRIu64 " is out of order or range",
-                             reset->path, canaries[i]);
-    if (count == 0 || canaries[count - 1] != reset->bits->count - 1)
-        return error_set(err, EINVAL, "%s: the last granule is no canary", reset->path);
     return 0;
 }
 
@@ -152,10 +149,9 @@ static int sync_file(const struct reset *reset, struct error *err)
 }
 
 /* Writes the clusters whose bits differ from `words`, and takes them over. */
-static int write_bits(struct reset *reset, const uint64_t *words, struct error *err)
+static int write_bits(struct reset *reset, struct image_bitmap_bits *bits, const uint64_t *words,
+                      struct error *err)
 {
-    struct image_bitmap_bits *bits = reset->bits;
-
     for (size_t i = 0; i < bits->table_entries; i++) {
         size_t at = i * (size_t)(bits->cluster_bits / 8), length = bitmap_entry_bytes(bits, i);
         const uint8_t *from = (const uint8_t *)words + at;
@@ -168,6 +164,33 @@ static int write_bits(struct reset *reset, const uint64_t *words, struct error *
             return r;
         memcpy(to, from, length);
     }
+    return 0;
+}
+
+static int set_canaries(struct reset *reset, struct error *err)
+{
+    for (size_t b = 0; b < BITMAPS; b++) {
+        struct image_bitmap_bits *bits = reset->bits[b];
+        _cleanup_free_ uint64_t *superset = calloc(bits->word_count + 1, sizeof(*superset));
+        if (superset == NULL)
+            return error_oom(err);
+        for (size_t i = 0; i < bits->word_count; i++)
+            if ((bits->words[i] | reset->wanted[i]) != 0)
+                superset[i] = bits->words[i] | reset->wanted[i];
+        int r = write_bits(reset, bits, superset, err);
+        if (r < 0)
+            return r;
+    }
+    return sync_file(reset, err);
+}
+
+static int clear_others(struct reset *reset, struct error *err)
+{
+    for (size_t b = 0; b < BITMAPS; b++) {
+        int r = write_bits(reset, reset->bits[b], reset->wanted, err);
+        if (r < 0)
+            return r;
+    }
     return sync_file(reset, err);
 }
 
@@ -175,59 +198,56 @@ static int write_all(struct reset *reset,
                      const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
                      struct error *err)
 {
-    struct image_bitmap_bits *bits = reset->bits;
-    _cleanup_free_ uint64_t *superset = calloc(bits->word_count + 1, sizeof(*superset));
-    int r;
-
-    if (superset == NULL)
-        return error_oom(err);
-    for (size_t i = 0; i < bits->word_count; i++)
-        if ((bits->words[i] | reset->wanted[i]) != 0)
-            superset[i] = bits->words[i] | reset->wanted[i];
-    r = write_bits(reset, superset, err);
-    if (r < 0)
-        return r;
-    r = io_write_at(reset->fd, reset->path, generation, IMAGE_BITMAP_GENERATION_SIZE,
-                    reset->generation->table[0], err);
+    int r = set_canaries(reset, err);
+    if (r == 0)
+        r = io_write_at(reset->fd, reset->path, generation, IMAGE_BITMAP_GENERATION_SIZE,
+                        reset->generation->table[0], err);
     if (r == 0)
         r = sync_file(reset, err);
-    if (r < 0)
-        return r;
-    return write_bits(reset, reset->wanted, err);
+    return r == 0 ? clear_others(reset, err) : r;
 }
 
-/* With the locks held. */
-static int reset_locked(struct reset *reset, const uint64_t *canaries, uint32_t count,
-                        const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
-                        struct error *err)
+static int load_bitmaps(struct reset *reset, struct error *err)
 {
-    int r;
+    int r = bitmap_directory_read(reset->image, &reset->directory, err);
 
-    r = bitmap_directory_read(reset->image, &reset->directory, err);
-    if (r == 0)
-        r = bitmap_load(reset->image, &reset->directory, IMAGE_BITMAP_NAME, &reset->bits, err);
+    for (size_t b = 0; r == 0 && b < BITMAPS; b++)
+        r = bitmap_load(reset->image, &reset->directory, names[b], &reset->bits[b], err);
     if (r == 0)
         r = bitmap_load(reset->image, &reset->directory, IMAGE_BITMAP_GENERATION_NAME,
                         &reset->generation, err);
-    if (r == 0)
-        r = check_canaries(reset, canaries, count, err);
-    if (r == 0)
-        r = check_allocated(reset, canaries, count, err);
+    if (r < 0)
+        return r;
+    return tracking_check_granules(reset->image, reset->bits[0], reset->bits[1], reset->generation,
+                                   err);
+}
+
+/* With the locks held. */
+static int reset_locked(struct reset *reset,
+                        const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
+                        struct error *err)
+{
+    int r = load_bitmaps(reset, err);
+    if (r < 0)
+        return r;
+    image_tracking_canaries(generation, reset->bits[0]->count, reset->bits[0]->cluster_bits / 8,
+                            reset->canaries);
+    r = check_allocated(reset, err);
     if (r == 0)
         r = check_clusters(reset, err);
     if (r < 0)
         return r;
-    reset->wanted = calloc(reset->bits->word_count + 1, sizeof(*reset->wanted));
+    reset->wanted = calloc(reset->bits[0]->word_count + 1, sizeof(*reset->wanted));
     if (reset->wanted == NULL)
         return error_oom(err);
-    for (uint32_t i = 0; i < count; i++)
-        bitmap_set_bit(reset->wanted, canaries[i]);
+    for (size_t i = 0; i < IMAGE_BITMAP_CANARIES; i++)
+        bitmap_set_bit(reset->wanted, reset->canaries[i]);
     return write_all(reset, generation, err);
 }
 
-int image_bitmap_reset(struct image *image, const uint64_t *canaries, uint32_t canary_count,
-                       const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
-                       struct error *err)
+int image_tracking_reset(struct image *image,
+                         const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
+                         struct error *err)
 {
     _cleanup_(reset_clear_cleanup) struct reset reset = {
         .image = image,
@@ -240,10 +260,10 @@ int image_bitmap_reset(struct image *image, const uint64_t *canaries, uint32_t c
     r = image_bitmap_check_image(image, err);
     if (r < 0)
         return r;
-    r = host_file_raise(file, &reset.fd, err);
+    r = host_file_raise_open(file, &reset.fd, err);
     if (r < 0)
         return r;
-    r = reset_locked(&reset, canaries, canary_count, generation, err);
+    r = reset_locked(&reset, generation, err);
     if (r == 0)
         r = io_close_written(take_fd(&reset.fd), reset.path, err);
     host_file_lower(file);

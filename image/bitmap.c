@@ -3,7 +3,7 @@
  * Reading QEMU's persistent dirty bitmaps: header, bitmap directory, the bitmap's table, its data
  * clusters. The header and the directory are read again, although the backend read them when it
  * opened the image: only what is needed here is kept then, and the locks see to it that they are
- * the same. Resetting is in bitmap-reset.c.
+ * the same.
  *
  * The bits stay as they are in the file, in 64-bit little-endian words. Half a terabyte in granules
  * of 64 KiB makes 1 MiB of them.
@@ -14,7 +14,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
 #include "common/checked.h"
 #include "common/io.h"
@@ -423,67 +422,4 @@ void image_bitmap_generation(const struct image_bitmap_bits *bits,
 {
     assert(bits->word_count * sizeof(*bits->words) >= IMAGE_BITMAP_GENERATION_SIZE);
     memcpy(generation, bits->words, IMAGE_BITMAP_GENERATION_SIZE);
-}
-
-/* --- Canaries --- */
-
-static int compare_numbers(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-    return (x > y) - (x < y);
-}
-
-/* How many bits table entry `entry` stands for. */
-static uint64_t entry_bits(const struct image_bitmap_bits *bits, size_t entry)
-{
-    return min_u64(bits->cluster_bits, bits->count - entry * bits->cluster_bits);
-}
-
-/* The bit that is `number`-th, from 0, of those that have a cluster. */
-static uint64_t bit_in_clusters(const struct image_bitmap_bits *bits, uint64_t number)
-{
-    size_t entry = 0;
-
-    for (;; entry++) {
-        if (!bitmap_has_cluster(bits, entry))
-            continue;
-        if (number < entry_bits(bits, entry))
-            break;
-        number -= entry_bits(bits, entry);
-    }
-    return entry * bits->cluster_bits + number;
-}
-
-static bool contains(const uint64_t *numbers, uint32_t count, uint64_t number)
-{
-    for (uint32_t i = 0; i < count; i++)
-        if (numbers[i] == number)
-            return true;
-    return false;
-}
-
-int image_bitmap_choose_canaries(const struct image_bitmap_bits *bits, uint64_t *canaries,
-                                 uint32_t count, struct error *err)
-{
-    uint64_t available = 0, random;
-
-    assert(count > 0);
-    for (size_t i = 0; i < bits->table_entries; i++)
-        if (bitmap_has_cluster(bits, i))
-            available += entry_bits(bits, i);
-    if (available < count || !bitmap_has_cluster(bits, bits->table_entries - 1))
-        return error_set(err, ENOTSUP,
-                         "bitmap '%s' has no clusters of its own that could be rewritten",
-                         IMAGE_BITMAP_NAME);
-    canaries[0] = bits->count - 1;
-    for (uint32_t chosen = 1; chosen < count;) {
-        if (getrandom(&random, sizeof(random), 0) != (ssize_t)sizeof(random))
-            return error_set_errno(err, errno, "cannot get random numbers");
-        uint64_t bit = bit_in_clusters(bits, random % available);
-        if (!contains(canaries, chosen, bit))
-            canaries[chosen++] = bit;
-    }
-    qsort(canaries, count, sizeof(*canaries), compare_numbers);
-    return 0;
 }

@@ -12,13 +12,14 @@
  * here. A bitmap has a bit for each granule of the virtual disk, set when something in it was
  * written.
  *
- * Two bitmaps serve change tracking (docs/change-tracking.md): "qverity", enabled, which QEMU sets
- * bits in; and "qverity-generation", disabled, whose bits are a random number that names the moment
- * of the last reset; its very last bit, always set, tells whether the disk was ever resized. Both
- * are made by qemu-img; a reset only rewrites their data clusters in place, so that nothing is ever
- * allocated here.
+ * Three bitmaps serve change tracking (docs/change-tracking.md): "qverity" and "qverity-witness",
+ * enabled, both of which QEMU sets bits in; and "qverity-generation", disabled, whose bits are a
+ * random number that names the moment of the last reset; its very last bit, always set, tells
+ * whether the disk was ever resized. All are made by qemu-img; a reset only rewrites their data
+ * clusters in place, so that nothing is ever allocated here.
  */
 #define IMAGE_BITMAP_NAME "qverity"
+#define IMAGE_BITMAP_WITNESS_NAME "qverity-witness"
 #define IMAGE_BITMAP_GENERATION_NAME "qverity-generation"
 #define IMAGE_BITMAP_GENERATION_SIZE 16 /* bytes */
 #define IMAGE_BITMAP_CANARIES 16
@@ -57,23 +58,48 @@ bool image_bitmap_next(const struct image_bitmap_bits *bits, uint64_t offset, ui
 void image_bitmap_generation(const struct image_bitmap_bits *bits,
                              uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE]);
 
-/*
- * Chooses `count` (more than 0) granules to be set on purpose, ascending: the disk's last one and
- * random others, all with bits in data clusters that the bitmap has, so that image_bitmap_reset()
- * takes them. -ENOTSUP: there are no such clusters.
- */
-int image_bitmap_choose_canaries(const struct image_bitmap_bits *bits, uint64_t *canaries,
-                                 uint32_t count, struct error *err);
+/* --- Change tracking --- */
 
 /*
- * Resets change tracking: clears all bits but those of `canaries` (numbers of granules, ascending,
- * the disk's last one among them), and writes the generation. The image's locks are raised to a
- * writer's for the time; -EBUSY, with nothing changed, if somebody else has it open. Everything is
- * on disk when it returns. A crash on the way leaves the old generation with no bit fewer than
- * before, the new one with the canaries and maybe more, or one that is neither. The tree file that
- * names the new generation must be durable before. -ENOTSUP: a bitmap has no clusters of its own to
- * be rewritten in (qemu-img must make it anew).
+ * The granules that are set on purpose under a generation, ascending: numbers of granules of a disk
+ * that has `granules` of them (IMAGE_BITMAP_GRANULES_MIN at least), one in each part of the disk
+ * and its last one. In which of a bitmap's clusters their bits are is the same for every
+ * generation, so that a reset finds clusters for the new ones where the old ones had theirs.
  */
-int image_bitmap_reset(struct image *image, const uint64_t *canaries, uint32_t canary_count,
-                       const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
-                       struct error *err);
+void image_tracking_canaries(const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
+                             uint64_t granules, uint64_t cluster_size,
+                             uint64_t canaries[static IMAGE_BITMAP_CANARIES]);
+
+/* What the three bitmaps say together. */
+struct image_tracking;
+
+/*
+ * Reads the three bitmaps. Fails as image_bitmap_load() does for any of them, and with -ESTALE if a
+ * bit that was set on purpose is clear (the bitmap was cleared, or removed and added again), or if
+ * they do not belong together. Success means: since the last reset, which the generation names, all
+ * writes were recorded. *ret is freed with image_tracking_free().
+ */
+int image_tracking_load(struct image *image, struct image_tracking **ret, struct error *err);
+void image_tracking_free(struct image_tracking *tracking);
+DEFINE_CLEANUP(struct image_tracking, image_tracking_free);
+
+/* Granules that are set in either bitmap. Valid as long as `tracking`. */
+const struct image_bitmap_bits *image_tracking_bits(const struct image_tracking *tracking);
+
+/* IMAGE_BITMAP_GENERATION_SIZE bytes. */
+const uint8_t *image_tracking_generation(const struct image_tracking *tracking);
+
+/* Whether nothing is set but what is on purpose. */
+bool image_tracking_clean(const struct image_tracking *tracking);
+
+/*
+ * Resets change tracking: clears all bits but the new generation's canaries, and writes that
+ * generation. The image's locks are raised to a writer's for the time; -EBUSY, with nothing
+ * changed, if somebody else has it open. Everything is on disk when it returns. A crash on the way
+ * leaves the old generation with no bit fewer than before, the new one with its canaries and maybe
+ * more, or one that is neither. The tree file that names the new generation must be durable before.
+ * -ENOTSUP: a bitmap has no clusters of its own to be rewritten in (qemu-img must make it anew).
+ */
+int image_tracking_reset(struct image *image,
+                         const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
+                         struct error *err);

@@ -22,6 +22,7 @@
 #include <sys/stat.h>
 
 #include "common/log.h"
+#include "image/file-times.h"
 #include "image/internal.h"
 
 enum {
@@ -153,9 +154,16 @@ int host_file_open(const char *path, bool writable, struct host_file *ret, struc
     if (name == NULL)
         return error_oom(err);
 
+    /* Only what takes no time: on a network it would, for all who open an image. */
+    bool settled = S_ISREG(st.st_mode) && file_clock(fd) == FILE_CLOCK_OURS &&
+                   file_times_settle(FILE_CLOCK_OURS, &st);
     uint64_t disk_usage = S_ISBLK(st.st_mode) ? size : (uint64_t)st.st_blocks * 512;
     *ret = (struct host_file){
-        .file = {.fd = take_fd(&fd), .path = TAKE_PTR(name), .size = size, .stat = st},
+        .file = {.fd = take_fd(&fd),
+                 .path = TAKE_PTR(name),
+                 .size = size,
+                 .stat = st,
+                 .settled = settled},
         .device = st.st_dev,
         .inode = st.st_ino,
         .disk_usage = disk_usage,
@@ -194,7 +202,7 @@ static int reopen_for_writing(const struct host_file *file, int *ret, struct err
  * Since it was opened nobody else can write, so that it is enough to see that nobody counts on
  * nobody writing. Whoever opens the file from now on finds our byte locked.
  */
-int host_file_raise(const struct host_file *file, int *ret, struct error *err)
+int host_file_raise(const struct host_file *file, struct error *err)
 {
     const off_t write_byte = LOCK_PERMISSION_BASE + PERMISSION_WRITE;
     int r;
@@ -209,8 +217,18 @@ int host_file_raise(const struct host_file *file, int *ret, struct error *err)
     else if (r < 0)
         r = error_set(err, ENOTSUP, "%s: cannot be locked (%s), so it cannot be written safely",
                       file->file.path, strerror(-r));
-    else
-        r = reopen_for_writing(file, ret, err);
+    if (r < 0)
+        host_file_lower(file);
+    return r;
+}
+
+int host_file_raise_open(const struct host_file *file, int *ret, struct error *err)
+{
+    int r = host_file_raise(file, err);
+
+    if (r < 0)
+        return r;
+    r = reopen_for_writing(file, ret, err);
     if (r < 0)
         host_file_lower(file);
     return r;

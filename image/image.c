@@ -220,6 +220,21 @@ void image_close(struct image *image)
     free(image);
 }
 
+int image_hold(struct image *image, int *ret_fd, struct error *err)
+{
+    const struct host_file *file = image->files[image->layers[0]->file];
+    int r = host_file_raise(file, err);
+
+    if (r == 0)
+        *ret_fd = file->file.fd;
+    return r;
+}
+
+void image_release(struct image *image)
+{
+    host_file_lower(image->files[image->layers[0]->file]);
+}
+
 uint64_t image_size(const struct image *image)
 {
     return image->layers[0]->size;

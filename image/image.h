@@ -39,6 +39,16 @@ void image_close(struct image *image);
 DEFINE_CLEANUP(struct image, image_close);
 #define _cleanup_image_ _cleanup_(image_close_cleanup)
 
+/*
+ * For an edit of the image file by another program that is told not to take locks: raises the locks
+ * to a writer's, until image_release(); before and after, nobody can write, either. *ret_fd, which
+ * stays the image's, is the descriptor that has the locks. A program that inherits it keeps them
+ * should we be killed. -EBUSY: somebody else has the image open. What the edit changed is seen when
+ * the image is opened again, which can be done before it is closed.
+ */
+int image_hold(struct image *image, int *ret_fd, struct error *err);
+void image_release(struct image *image);
+
 /* The virtual disk's size in bytes; at most INT64_MAX. */
 uint64_t image_size(const struct image *image);
 
@@ -57,6 +67,7 @@ struct image_file {
     const char *path; /* for messages */
     uint64_t size;    /* bytes, when it was opened */
     struct stat stat; /* when it was opened, before anything was read */
+    bool settled;     /* what is written after that gives it another ctime (file-times.h) */
 };
 
 size_t image_file_count(const struct image *image);

@@ -44,10 +44,12 @@ DEFINE_CLEANUP_INPLACE(struct host_file, host_file_close);
 
 /*
  * Raises the locks of an open file to a writer's, for writes that change nothing of what its
- * readers here see, and opens it for writing; *ret is the caller's to close. -EBUSY, with the locks
- * as they were: somebody else has the file open. -ENOTSUP: the file system has no locks.
+ * readers here see. -EBUSY, with the locks as they were: somebody else has the file open. -ENOTSUP:
+ * the file system has no locks. host_file_raise_open() also opens it for writing; *ret is the
+ * caller's to close.
  */
-int host_file_raise(const struct host_file *file, int *ret, struct error *err);
+int host_file_raise(const struct host_file *file, struct error *err);
+int host_file_raise_open(const struct host_file *file, int *ret, struct error *err);
 void host_file_lower(const struct host_file *file);
 
 /* What a backend says of a range. */

@@ -64,11 +64,13 @@ set_of()
     "$TOOL" dump "$1" qverity | awk 'NR == 1 { print $4 }'
 }
 
+all="qverity-generation qverity-witness,auto qverity,auto"
+
 # --- on and off ---
 
 qemu-img create -q -f qcow2 a.qcow2 1G
 is "on" "$("$QVERITY" track a.qcow2 on)" "a.qcow2: change tracking is on, in granules of 65536 bytes"
-is "the two bitmaps are there" "$(bitmaps a.qcow2)" "qverity-generation qverity,auto"
+is "the bitmaps are there" "$(bitmaps a.qcow2)" "$all"
 ok "qemu-img check after on" qemu-img check a.qcow2
 cp a.qcow2 fresh.qcow2
 is "on again" "$("$QVERITY" track a.qcow2 on)" "a.qcow2: change tracking is on already, in granules of 65536 bytes"
@@ -103,7 +105,7 @@ is "a disk of 64 TiB has larger granules" "$("$QVERITY" track b.qcow2 on)" \
 ok "reset of 64 TiB" "$TOOL" reset b.qcow2
 qemu-img create -q -f qcow2 -b fresh.qcow2 -F qcow2 b.qcow2
 ok "on for an overlay" "$QVERITY" track b.qcow2 on
-is "the base is left alone" "$(cmp fresh.qcow2 <(cat fresh.qcow2) && bitmaps fresh.qcow2)" "qverity-generation qverity,auto"
+is "the base is left alone" "$(cmp fresh.qcow2 <(cat fresh.qcow2) && bitmaps fresh.qcow2)" "$all"
 
 # --- What cannot be tracked ---
 
@@ -135,7 +137,7 @@ echo quit >&"${HOLD[1]}"; wait $hold
 coproc HOLD { qemu-io -r -f qcow2 v3.qcow2; }
 hold=$HOLD_PID
 read -r -t 5 -n 8 _ <&"${HOLD[0]}"
-refused "in use by a reader" 1 'v3.qcow2: qemu-img: .*Failed to get "write" lock Is another' "$QVERITY" track v3.qcow2 on
+refused "in use by a reader" 1 'v3.qcow2: in use: another process reads it' "$QVERITY" track v3.qcow2 on
 echo quit >&"${HOLD[1]}"; wait $hold
 is "nothing was added" "$(bitmaps v3.qcow2)" ""
 
@@ -143,22 +145,70 @@ is "nothing was added" "$(bitmaps v3.qcow2)" ""
 mkdir bin
 cat >bin/qemu-img <<'END'
 #!/bin/bash
-case " $* " in *" --image-opts "*)
+case " $* " in *" bitmap --image-opts "*)
     echo >>"$COUNT_FILE"
     [ "$(wc -l <"$COUNT_FILE")" = "$FAIL_AT" ] && { echo "qemu-img: the disk is full" >&2; exit 1; }
 esac
 PATH=${PATH#*:} exec qemu-img "$@"
 END
 chmod +x bin/qemu-img
-for at in 1 2; do
+"$QVERITY" update -q v3.qcow2 >/dev/null
+for at in 1 2 3; do
     : >count
     refused "qemu-img fails at step $at" 1 'v3.qcow2: qemu-img: the disk is full$' \
         env FAIL_AT=$at COUNT_FILE="$T/count" PATH="$T/bin:$PATH" "$QVERITY" track v3.qcow2 on
     is "no bitmap is left after a failure at step $at" "$(bitmaps v3.qcow2)" ""
+    like "the tree file stays current after a failure at step $at" "$("$QVERITY" update v3.qcow2)" '^Method: *	unchanged$'
 done
 qemu-img bitmap --add --disable v3.qcow2 qverity-generation
-ok "on after a crash between the two" "$QVERITY" track v3.qcow2 on
-is "both bitmaps are there then" "$(bitmaps v3.qcow2)" "qverity-generation qverity,auto"
+ok "on after a crash between the first two" "$QVERITY" track v3.qcow2 on
+is "all bitmaps are there then" "$(bitmaps v3.qcow2)" "$all"
+qemu-img bitmap --remove v3.qcow2 qverity
+ok "on after a crash between the last two" "$QVERITY" track v3.qcow2 on
+is "and then" "$(bitmaps v3.qcow2)" "$all"
+
+# An image in which a new cluster would be put over one that is used: refcounts that are not there.
+qemu-img create -q -f qcow2 broken.qcow2 64M
+io broken.qcow2 'write -q -P 7 0 1M'
+refcount_block=$(python3 -c '
+import struct
+f = open("broken.qcow2", "rb")
+f.seek(48); f.seek(struct.unpack(">Q", f.read(8))[0]); print(struct.unpack(">Q", f.read(8))[0])')
+head -c 64 /dev/zero | dd of=broken.qcow2 bs=1 seek=$((refcount_block + 8)) conv=notrunc status=none
+cp broken.qcow2 before
+refused "wrong refcounts" 1 "broken.qcow2: qemu-img check finds errors in it; 'qemu-img check -r all'" "$QVERITY" track broken.qcow2 on
+same "nothing was written to it" broken.qcow2 before
+
+# --- Locks while it works ---
+
+# Each qemu-img that changes the image says so and waits.
+cat >bin/qemu-img <<'END'
+#!/bin/bash
+case " $* " in *" bitmap --image-opts "*)
+    echo "$$" >"$STEPS"
+    read -r _ <"$GO"
+esac
+PATH=${PATH#*:} exec qemu-img "$@"
+END
+mkfifo steps go
+qemu-img create -q -f qcow2 busy.qcow2 1G
+env STEPS="$T/steps" GO="$T/go" PATH="$T/bin:$PATH" "$QVERITY" track busy.qcow2 on >.track &
+pid=$!
+t_kill_later $pid
+for step in 1 2; do
+    read -r -t 20 child <steps
+    like "QEMU cannot write at step $step" "$(qemu-io -f qcow2 -c quit busy.qcow2 2>&1)" 'Failed to get .*lock'
+    like "nor read at step $step" "$(qemu-io -r -f qcow2 -c quit busy.qcow2 2>&1)" 'Failed to get .*lock'
+    echo >go
+done
+read -r -t 20 child <steps
+{ kill -9 $pid; wait $pid; } 2>/dev/null
+like "qverity was killed, qemu-img was not: QEMU cannot write" "$(qemu-io -f qcow2 -c quit busy.qcow2 2>&1)" 'Failed to get .*lock'
+echo >go
+while kill -0 "$child" 2>/dev/null; do sleep 0.02; done
+ok "it can when that has ended" qemu-io -f qcow2 -c quit busy.qcow2
+is "and finds what it left" "$(bitmaps busy.qcow2)" "$all"
+ok "qemu-img check after that" qemu-img check busy.qcow2
 
 # --- Bits, as QEMU has them ---
 
@@ -204,7 +254,7 @@ io over.qcow2 'write -q 700M 64k'
 ok "an overlay is committed" qemu-img commit -q over.qcow2
 is "a commit into the image sets bits" "$("$TOOL" dump a.qcow2 qverity | awk '$1 <= 734003200 && 734003200 < $1 + $2' | wc -l)" 1
 
-# --- Locks ---
+# --- Locks of a reset ---
 
 cp a.qcow2 busy.qcow2
 coproc HOLD { qemu-io -r -f qcow2 busy.qcow2; }
@@ -276,9 +326,9 @@ is "kill -9 at other moments" $bad 0
 # distrusted DESCRIPTION REGEX: the bitmaps of t.qcow2 are refused for this reason, and `on` makes them anew
 distrusted()
 {
-    like "$1" "$("$TOOL" dump t.qcow2 qverity 2>&1 >/dev/null; "$TOOL" generation t.qcow2 2>&1 >/dev/null)" "$2"
+    like "$1" "$("$TOOL" dump t.qcow2 qverity 2>&1 >/dev/null; "$TOOL" check t.qcow2 2>&1 >/dev/null)" "$2"
     ok "$1: on makes new ones" "$QVERITY" track t.qcow2 on
-    is "$1: bitmaps then" "$(bitmaps t.qcow2)" "qverity-generation qverity,auto"
+    is "$1: bitmaps then" "$(bitmaps t.qcow2)" "$all"
     ok "$1: they are good" "$TOOL" reset t.qcow2
     ok "$1: qemu-img check" qemu-img check t.qcow2
 }
@@ -299,6 +349,16 @@ cp a.qcow2 t.qcow2
 qemu-img bitmap --enable t.qcow2 qverity-generation
 distrusted "generation enabled" "bitmap 'qverity-generation': it is enabled, and must not be"
 cp a.qcow2 t.qcow2
+qemu-img bitmap --disable t.qcow2 qverity-witness
+distrusted "witness disabled" "bitmap 'qverity-witness': it is disabled"
+cp a.qcow2 t.qcow2
+qemu-img bitmap --remove t.qcow2 qverity-witness
+distrusted "witness removed" "bitmap 'qverity-witness': there is none of this name"
+cp a.qcow2 t.qcow2
+io t.qcow2 'write -q -z 0 8M'
+qemu-img bitmap --merge qverity t.qcow2 qverity-generation
+distrusted "generation changed" "bits are clear that had been set on purpose"
+cp a.qcow2 t.qcow2
 qemu-img bitmap --remove t.qcow2 qverity-generation
 distrusted "generation removed" "bitmap 'qverity-generation': there is none of this name"
 
@@ -307,7 +367,7 @@ cp a.qcow2 t.qcow2
 printf '\0' | dd of=t.qcow2 bs=1 seek=95 conv=notrunc status=none
 like "written to by a program that knows no bitmaps" "$("$TOOL" dump t.qcow2 qverity 2>&1)" 'its bitmaps are not to be trusted: .*autoclear bit 0'
 ok "on, then" "$QVERITY" track t.qcow2 on
-is "bitmaps, then" "$(bitmaps t.qcow2)" "qverity-generation qverity,auto"
+is "bitmaps, then" "$(bitmaps t.qcow2)" "$all"
 
 # What the disk loses and gets back as zeros is told by no bit.
 cp a.qcow2 t.qcow2
@@ -315,16 +375,27 @@ qemu-img resize -q --shrink t.qcow2 900M && qemu-img resize -q t.qcow2 1G
 io t.qcow2 'write -q 1073676288 64k'
 distrusted "smaller and larger again" "its last bit is not set: the disk was resized"
 
-# What the tree file's canaries are for.
-cp a.qcow2 t.qcow2
-"$TOOL" reset t.qcow2 | sed -n '2s/canaries //p' | tr ' ' '\n' >canaries
-qemu-img bitmap --clear t.qcow2 qverity
-is "cleared by somebody else: no canary is left" "$(set_of t.qcow2)" 0
-cp a.qcow2 t.qcow2
-qemu-img bitmap --remove t.qcow2 qverity && qemu-img bitmap --add -g 64K t.qcow2 qverity
-is "removed and added again: no canary is left" "$(set_of t.qcow2)" 0
-like "and there is nothing to rewrite" "$("$TOOL" reset t.qcow2 2>&1)" "has no clusters of its own"
-distrusted "removed and added again" "^$"
+# What canaries are for.
+for name in qverity qverity-witness; do
+    cp a.qcow2 t.qcow2
+    qemu-img bitmap --clear t.qcow2 $name
+    like "$name cleared: nothing to rewrite" "$("$TOOL" reset t.qcow2 2>&1)" "bitmap '$name' has no clusters of its own"
+    distrusted "$name cleared" "bitmap '$name': bits are clear that had been set on purpose"
+    cp a.qcow2 t.qcow2
+    qemu-img bitmap --remove t.qcow2 $name && qemu-img bitmap --add -g 64K t.qcow2 $name
+    distrusted "$name removed and added again" "bitmap '$name': bits are clear that had been set on purpose"
+    cp a.qcow2 t.qcow2
+    qemu-img bitmap --remove t.qcow2 $name && qemu-img bitmap --add -g 128K t.qcow2 $name
+    distrusted "$name with other granules" "has granules of .* bytes"
+
+    # What one of them did not record the other one did.
+    cp a.qcow2 t.qcow2
+    "$TOOL" reset t.qcow2 >/dev/null
+    qemu-img bitmap --disable t.qcow2 $name
+    io t.qcow2 'write -q 333M 64k'
+    qemu-img bitmap --enable t.qcow2 $name
+    is "disabled and enabled again: dirty" "$("$TOOL" check t.qcow2)" dirty
+done
 
 # QEMU itself refuses to change the disk behind the bitmaps' back.
 cp a.qcow2 t.qcow2

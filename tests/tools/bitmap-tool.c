@@ -4,7 +4,8 @@
  *
  *     bitmap-tool dump IMAGE NAME      granularity, counts, and the ranges of set bits
  *     bitmap-tool generation IMAGE     in hex
- *     bitmap-tool reset IMAGE          with a random generation and canaries; prints both
+ *     bitmap-tool reset IMAGE          with a random generation; prints it and its canaries
+ *     bitmap-tool check IMAGE          whether the bitmaps are to be believed, clean or dirty
  *
  * With --pause, reset says "sync N" before each of its syncs, and waits for a line on standard
  * input.
@@ -81,19 +82,30 @@ static int reset(struct image *image, struct error *err)
     uint8_t generation[IMAGE_BITMAP_GENERATION_SIZE];
 
     int r = image_bitmap_load(image, IMAGE_BITMAP_NAME, &bits, err);
-    if (r == 0)
-        r = image_bitmap_choose_canaries(bits, canaries, IMAGE_BITMAP_CANARIES, err);
     if (r < 0)
         return r;
     if (getrandom(generation, sizeof(generation), 0) != (ssize_t)sizeof(generation))
         return error_set_errno(err, errno, "getrandom");
+    image_tracking_canaries(generation, image_bitmap_count(bits),
+                            image_info(image, 0)->cluster_size, canaries);
     print_generation(generation);
     printf("canaries");
     for (unsigned i = 0; i < IMAGE_BITMAP_CANARIES; i++)
         printf(" %" PRIu64, canaries[i]);
     putchar('\n');
     fflush(stdout);
-    return image_bitmap_reset(image, canaries, IMAGE_BITMAP_CANARIES, generation, err);
+    return image_tracking_reset(image, generation, err);
+}
+
+/* Whether all three together are to be believed. */
+static int check(struct image *image, struct error *err)
+{
+    _cleanup_(image_tracking_free_cleanup) struct image_tracking *tracking = NULL;
+
+    int r = image_tracking_load(image, &tracking, err);
+    if (r == 0)
+        puts(image_tracking_clean(tracking) ? "clean" : "dirty");
+    return r;
 }
 
 int main(int argc, char **argv)
@@ -107,7 +119,7 @@ int main(int argc, char **argv)
         argv++;
     }
     if (argc < 3) {
-        fprintf(stderr, "usage: bitmap-tool [--pause] dump|generation|reset IMAGE [NAME]\n");
+        fprintf(stderr, "usage: bitmap-tool [--pause] dump|generation|reset|check IMAGE [NAME]\n");
         return 2;
     }
     int r = image_open(argv[2], NULL, &image, &err);
@@ -115,6 +127,8 @@ int main(int argc, char **argv)
         r = dump(image, argv[3], &err);
     else if (r == 0 && strcmp(argv[1], "generation") == 0)
         r = show_generation(image, &err);
+    else if (r == 0 && strcmp(argv[1], "check") == 0)
+        r = check(image, &err);
     else if (r == 0)
         r = reset(image, &err);
     if (r < 0)

@@ -101,12 +101,14 @@ enum {
 };
 #define DISK ((uint64_t)(GRANULES - 1) * GRANULARITY + 512)
 
+enum { BITS, GENERATION, WITNESS, BITMAPS };
+
 struct made {
     struct maker m;
-    uint64_t directory;           /* offset */
-    uint64_t entry[2];            /* offsets: of "qverity" and "qverity-generation" */
-    uint64_t table[2];            /* offsets */
-    uint64_t cluster[2][ENTRIES]; /* offsets */
+    uint64_t directory;                 /* offset */
+    uint64_t entry[BITMAPS];            /* offsets */
+    uint64_t table[BITMAPS];            /* offsets */
+    uint64_t cluster[BITMAPS][ENTRIES]; /* offsets */
     uint64_t last_entry_end;
 };
 
@@ -134,7 +136,7 @@ static void set_bit_in(struct made *i, unsigned which, uint64_t bit)
     i->m.bytes[i->cluster[which][entry] + rest / 8] |= (uint8_t)(1u << rest % 8);
 }
 
-/* Both bitmaps, with all clusters; of bits, only the generation's last. */
+/* All bitmaps, with all clusters; of bits, only the generation's last. */
 static void make(struct made *i)
 {
     struct maker *m = &i->m;
@@ -142,7 +144,7 @@ static void make(struct made *i)
     memset(i, 0, sizeof(*i));
     maker_start(m, 3, CLUSTER_BITS, false, DISK);
     i->directory = maker_allocate(m, 1);
-    for (unsigned which = 0; which < 2; which++) {
+    for (unsigned which = 0; which < BITMAPS; which++) {
         i->table[which] = maker_allocate(m, 1);
         for (unsigned e = 0; e < ENTRIES; e++) {
             i->cluster[which][e] = maker_allocate(m, 1);
@@ -150,12 +152,13 @@ static void make(struct made *i)
         }
     }
     uint64_t end = put_entry(i, 0, IMAGE_BITMAP_NAME, 2, i->directory);
-    end = put_entry(i, 1, IMAGE_BITMAP_GENERATION_NAME, 0, end);
+    end = put_entry(i, GENERATION, IMAGE_BITMAP_GENERATION_NAME, 0, end);
+    end = put_entry(i, WITNESS, IMAGE_BITMAP_WITNESS_NAME, 2, end);
     set_bit_in(i, 1, GRANULES - 1);
     put64(m, 88, 1);
     put32(m, EXTENSION, 0x23852875);
     put32(m, EXTENSION + 4, 24);
-    put32(m, EXTENSION + 8, 2);
+    put32(m, EXTENSION + 8, BITMAPS);
     put64(m, EXTENSION + 16, end - i->directory);
     put64(m, EXTENSION + 24, i->directory);
 }
@@ -285,7 +288,7 @@ static void test_extra_data(void **state)
     make(&i);
     /* The name and its padding are 8 bytes: as extra data, with the entry's name behind them. */
     uint64_t at = i.entry[0];
-    memmove(i.m.bytes + at + 40, i.m.bytes + at + 32, 64);
+    memmove(i.m.bytes + at + 40, i.m.bytes + at + 32, 128);
     i.entry[1] += 8;
     memcpy(i.m.bytes + at + 32, "qverity", 8);
     put32(&i.m, at + 20, 8);
@@ -306,6 +309,7 @@ static void test_twice(void **state)
 
     (void)state;
     make(&i);
+    put32(&i.m, EXTENSION + 8, 2);
     i.m.bytes[i.entry[1] + 19] = 7; /* "qverity", too, and the directory 8 or 16 bytes shorter */
     put64(&i.m, EXTENSION + 16, i.entry[1] + 32 - i.directory);
     refused(&i, IMAGE_BITMAP_NAME, EINVAL,
@@ -443,62 +447,157 @@ static void test_next(void **state)
 
 /* --- Canaries --- */
 
-static void check_canaries(const uint64_t *canaries, bool first_allowed, bool second_allowed)
+static void test_canaries(void **state)
 {
-    for (unsigned n = 0; n < IMAGE_BITMAP_CANARIES; n++) {
-        assert_true(n == 0 || canaries[n] > canaries[n - 1]);
-        assert_true(canaries[n] < GRANULES);
-        assert_true(first_allowed || canaries[n] >= CLUSTER * 8);
-        assert_true(second_allowed || canaries[n] / (CLUSTER * 8) != 1);
-    }
-    assert_int_equal(canaries[IMAGE_BITMAP_CANARIES - 1], GRANULES - 1);
-}
-
-static void test_choose_canaries(void **state)
-{
-    uint64_t canaries[IMAGE_BITMAP_CANARIES];
+    static const uint64_t sizes[] = {256, 257, 300, 4095, 4096, 4097, GRANULES, 1 << 20, 1 << 29};
+    uint64_t random = 1181783497276652981;
 
     (void)state;
-    for (unsigned n = 0; n < 200; n++) {
-        /* Which entries have a cluster; the others are zeros or ones by turns. */
-        bool has[ENTRIES] = {n & 1, n & 2, n & 4};
-        struct made i;
-        make(&i);
-        for (unsigned e = 0; e < ENTRIES; e++)
-            if (!has[e])
-                put64(&i.m, i.table[0] + e * 8, n / 8 % 2);
-        _cleanup_image_ struct image *image = open_made(&i);
-        _cleanup_(image_bitmap_free_cleanup) struct image_bitmap_bits *bits = NULL;
-        assert_int_equal(image_bitmap_load(image, IMAGE_BITMAP_NAME, &bits, NULL), 0);
-        int r = image_bitmap_choose_canaries(bits, canaries, IMAGE_BITMAP_CANARIES, NULL);
-        assert_int_equal(r, has[2] ? 0 : -ENOTSUP);
-        if (r == 0)
-            check_canaries(canaries, has[0], has[1]);
-        maker_free(&i.m);
+    for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
+        uint64_t in_cluster[IMAGE_BITMAP_CANARIES], different = 0;
+        for (unsigned n = 0; n < 300; n++) {
+            uint8_t generation[IMAGE_BITMAP_GENERATION_SIZE];
+            uint64_t canaries[IMAGE_BITMAP_CANARIES], again[IMAGE_BITMAP_CANARIES];
+            for (size_t b = 0; b < sizeof(generation); b++)
+                generation[b] = (uint8_t)random_next(&random);
+            image_tracking_canaries(generation, sizes[s], CLUSTER, canaries);
+            image_tracking_canaries(generation, sizes[s], CLUSTER, again);
+            assert_memory_equal(canaries, again, sizeof(canaries));
+            for (unsigned c = 0; c < IMAGE_BITMAP_CANARIES; c++) {
+                assert_true(c == 0 || canaries[c] > canaries[c - 1]);
+                /* One in each part, and always in the same cluster of the bitmap. */
+                assert_true(c == IMAGE_BITMAP_CANARIES - 1 ||
+                            (canaries[c] >= (sizes[s] - 1) * c / 15 &&
+                             canaries[c] < (sizes[s] - 1) * (c + 1) / 15));
+                if (n > 0)
+                    assert_int_equal(canaries[c] / (CLUSTER * 8), in_cluster[c]);
+                in_cluster[c] = canaries[c] / (CLUSTER * 8);
+            }
+            assert_int_equal(canaries[IMAGE_BITMAP_CANARIES - 1], sizes[s] - 1);
+            /* Another generation by one bit has others. */
+            generation[n % sizeof(generation)] ^= (uint8_t)(1 << n / 16 % 8);
+            image_tracking_canaries(generation, sizes[s], CLUSTER, again);
+            for (unsigned c = 0; c < IMAGE_BITMAP_CANARIES; c++)
+                different += canaries[c] != again[c];
+        }
+        assert_true(different > 300 * 11);
     }
 }
 
-/* --- Reset --- */
+/* --- All together --- */
 
-static const uint64_t old_canaries[] = {3, 700, 5000, GRANULES - 1};
-static const uint64_t new_canaries[] = {4, 699, 701, 4095, 4096, GRANULES - 1};
 static const uint8_t old_generation[IMAGE_BITMAP_GENERATION_SIZE] = "the old one....";
 static const uint8_t new_generation[IMAGE_BITMAP_GENERATION_SIZE] = "quite a new one";
-enum { NEW_COUNT = sizeof(new_canaries) / sizeof(new_canaries[0]) };
+static uint64_t old_canaries[IMAGE_BITMAP_CANARIES], new_canaries[IMAGE_BITMAP_CANARIES];
 
+/* An image that is tracked, with some granules written. */
 static void make_tracked(struct made *i, bool *model, uint64_t *random)
 {
     make(i);
+    image_tracking_canaries(old_generation, GRANULES, CLUSTER, old_canaries);
+    image_tracking_canaries(new_generation, GRANULES, CLUSTER, new_canaries);
     memset(model, 0, GRANULES * sizeof(*model));
-    memcpy(i->m.bytes + i->cluster[1][0], old_generation, sizeof(old_generation));
-    for (size_t n = 0; n < sizeof(old_canaries) / sizeof(old_canaries[0]); n++)
+    memcpy(i->m.bytes + i->cluster[GENERATION][0], old_generation, sizeof(old_generation));
+    for (size_t n = 0; n < IMAGE_BITMAP_CANARIES; n++)
         model[old_canaries[n]] = true;
     for (unsigned n = 0; n < 300; n++)
         model[random_next(random) % GRANULES] = true;
     for (uint64_t bit = 0; bit < GRANULES; bit++)
-        if (model[bit])
-            set_bit_in(i, 0, bit);
+        if (model[bit]) {
+            set_bit_in(i, BITS, bit);
+            set_bit_in(i, WITNESS, bit);
+        }
 }
+
+static void clear_bit_in(struct made *i, unsigned which, uint64_t bit)
+{
+    uint64_t entry = bit / (CLUSTER * 8), rest = bit % (CLUSTER * 8);
+
+    i->m.bytes[i->cluster[which][entry] + rest / 8] &= (uint8_t) ~(1u << rest % 8);
+}
+
+static void distrusted(struct made *i, int code, const char *message)
+{
+    _cleanup_error_ struct error err = ERROR_INIT;
+    _cleanup_image_ struct image *image = open_made(i);
+    struct image_tracking *tracking = NULL;
+
+    int r = image_tracking_load(image, &tracking, &err);
+    if (r != -code || strstr(error_message(&err), message) == NULL ||
+        strncmp(error_message(&err), "a: ", 3) != 0)
+        fail_msg("%d, %s; expected %d, %s", r, error_message(&err), -code, message);
+    assert_null(tracking);
+    maker_free(&i->m);
+}
+
+static void test_tracking(void **state)
+{
+    static bool model[GRANULES];
+    uint64_t random = 2685821657736338717;
+
+    (void)state;
+    for (unsigned round = 0; round < 20; round++) {
+        struct made i;
+        make_tracked(&i, model, &random);
+        /* Each of them may lack what the other one has. */
+        for (unsigned n = 0; n < 100; n++) {
+            uint64_t bit = random_next(&random) % GRANULES;
+            set_bit_in(&i, random_next(&random) % 2 == 0 ? BITS : WITNESS, bit);
+            model[bit] = true;
+        }
+        _cleanup_image_ struct image *image = open_made(&i);
+        _cleanup_(image_tracking_free_cleanup) struct image_tracking *tracking = NULL;
+        assert_int_equal(image_tracking_load(image, &tracking, NULL), 0);
+        assert_false(image_tracking_clean(tracking));
+        assert_memory_equal(image_tracking_generation(tracking), old_generation,
+                            sizeof(old_generation));
+        uint64_t count = 0;
+        for (uint64_t bit = 0; bit < GRANULES; bit++) {
+            count += model[bit];
+            compare(image_tracking_bits(tracking), model, bit * GRANULARITY);
+        }
+        assert_int_equal(image_bitmap_set_count(image_tracking_bits(tracking)), count);
+        maker_free(&i.m);
+    }
+}
+
+static void test_distrust(void **state)
+{
+    static bool model[GRANULES];
+    uint64_t random = 31;
+    struct made i;
+
+    (void)state;
+    for (unsigned n = 0; n < IMAGE_BITMAP_CANARIES; n++) {
+        make_tracked(&i, model, &random);
+        clear_bit_in(&i, BITS, old_canaries[n]);
+        distrusted(&i, ESTALE, "bitmap 'qverity': bits are clear that had been set on purpose");
+        make_tracked(&i, model, &random);
+        clear_bit_in(&i, WITNESS, old_canaries[n]);
+        distrusted(&i, ESTALE, "bitmap 'qverity-witness': bits are clear");
+    }
+    make_tracked(&i, model, &random);
+    i.m.bytes[i.cluster[GENERATION][0]] ^= 1;
+    distrusted(&i, ESTALE, "bits are clear that had been set on purpose");
+    make_tracked(&i, model, &random);
+    i.m.bytes[i.entry[WITNESS] + 24] = 'Q';
+    distrusted(&i, ENOENT, "bitmap 'qverity-witness': there is none of this name");
+    make_tracked(&i, model, &random);
+    put32(&i.m, i.entry[WITNESS] + 12, 0);
+    distrusted(&i, ESTALE, "bitmap 'qverity-witness': it is disabled");
+    make_tracked(&i, model, &random);
+    put32(&i.m, i.entry[WITNESS] + 12, 3);
+    distrusted(&i, ESTALE, "bitmap 'qverity-witness': it is marked in use");
+    make_tracked(&i, model, &random);
+    /* Half as large granules: two clusters more of bits. */
+    uint64_t table = maker_allocate(&i.m, 1);
+    put64(&i.m, i.entry[WITNESS], table);
+    put32(&i.m, i.entry[WITNESS] + 8, 5);
+    i.m.bytes[i.entry[WITNESS] + 17] = GRANULARITY_BITS - 1;
+    distrusted(&i, ESTALE, "has granules of 65536 bytes, 'qverity-witness' of 32768");
+}
+
+/* --- Reset --- */
 
 static bool has_bit(const struct image_bitmap_bits *bits, uint64_t bit)
 {
@@ -512,21 +611,24 @@ static bool has_bit(const struct image_bitmap_bits *bits, uint64_t bit)
 static bool judge(const bool *model)
 {
     _cleanup_image_ struct image *image = NULL;
-    _cleanup_(image_bitmap_free_cleanup) struct image_bitmap_bits *bits = NULL, *generation = NULL;
-    uint8_t bytes[IMAGE_BITMAP_GENERATION_SIZE];
+    _cleanup_(image_tracking_free_cleanup) struct image_tracking *tracking = NULL;
 
     assert_int_equal(image_open("a", NULL, &image, NULL), 0);
-    assert_int_equal(image_bitmap_load(image, IMAGE_BITMAP_NAME, &bits, NULL), 0);
-    assert_int_equal(image_bitmap_load(image, IMAGE_BITMAP_GENERATION_NAME, &generation, NULL), 0);
-    image_bitmap_generation(generation, bytes);
-    if (memcmp(bytes, old_generation, sizeof(bytes)) == 0)
-        for (uint64_t bit = 0; bit < GRANULES; bit++)
-            assert_true(!model[bit] || has_bit(bits, bit));
-    if (memcmp(bytes, new_generation, sizeof(bytes)) != 0)
+    if (image_tracking_load(image, &tracking, NULL) < 0) {
+        /* Only a generation that is a mixture has no canaries. */
+        _cleanup_(image_bitmap_free_cleanup) struct image_bitmap_bits *bits = NULL;
+        uint8_t bytes[IMAGE_BITMAP_GENERATION_SIZE];
+        assert_int_equal(image_bitmap_load(image, IMAGE_BITMAP_GENERATION_NAME, &bits, NULL), 0);
+        image_bitmap_generation(bits, bytes);
+        assert_memory_not_equal(bytes, old_generation, sizeof(bytes));
+        assert_memory_not_equal(bytes, new_generation, sizeof(bytes));
         return false;
-    for (unsigned n = 0; n < NEW_COUNT; n++)
-        assert_true(has_bit(bits, new_canaries[n]));
-    return true;
+    }
+    const uint8_t *bytes = image_tracking_generation(tracking);
+    if (memcmp(bytes, old_generation, sizeof(old_generation)) == 0)
+        for (uint64_t bit = 0; bit < GRANULES; bit++)
+            assert_true(!model[bit] || has_bit(image_tracking_bits(tracking), bit));
+    return memcmp(bytes, new_generation, sizeof(new_generation)) == 0;
 }
 
 static void reset(const struct made *i, int code, const char *message)
@@ -535,7 +637,7 @@ static void reset(const struct made *i, int code, const char *message)
     _cleanup_image_ struct image *image = open_made(i);
 
     record();
-    int r = image_bitmap_reset(image, new_canaries, NEW_COUNT, new_generation, &err);
+    int r = image_tracking_reset(image, new_generation, &err);
     recorded.on = false;
     if (r != -code || (code != 0 && strstr(error_message(&err), message) == NULL))
         fail_msg("%d, %s; expected %d, %s", r, error_message(&err), -code, message);
@@ -559,10 +661,10 @@ static void test_reset(void **state)
     assert_true(judge(model));
 
     _cleanup_image_ struct image *image = NULL;
-    _cleanup_(image_bitmap_free_cleanup) struct image_bitmap_bits *bits = NULL;
+    _cleanup_(image_tracking_free_cleanup) struct image_tracking *tracking = NULL;
     assert_int_equal(image_open("a", NULL, &image, NULL), 0);
-    assert_int_equal(image_bitmap_load(image, IMAGE_BITMAP_NAME, &bits, NULL), 0);
-    assert_int_equal(image_bitmap_set_count(bits), NEW_COUNT);
+    assert_int_equal(image_tracking_load(image, &tracking, NULL), 0);
+    assert_true(image_tracking_clean(tracking));
 
     /* Nothing but the bitmaps' clusters changed. */
     uint8_t *after = malloc(i.m.size);
@@ -570,8 +672,10 @@ static void test_reset(void **state)
     assert_int_equal(pread(fd, after, i.m.size, 0), i.m.size);
     close(fd);
     for (unsigned e = 0; e < ENTRIES; e++) {
-        memset(i.m.bytes + i.cluster[0][e], 0, CLUSTER);
-        memset(after + i.cluster[0][e], 0, CLUSTER);
+        memset(i.m.bytes + i.cluster[BITS][e], 0, CLUSTER);
+        memset(after + i.cluster[BITS][e], 0, CLUSTER);
+        memset(i.m.bytes + i.cluster[WITNESS][e], 0, CLUSTER);
+        memset(after + i.cluster[WITNESS][e], 0, CLUSTER);
     }
     memcpy(i.m.bytes + i.cluster[1][0], new_generation, sizeof(new_generation));
     assert_memory_equal(after, i.m.bytes, i.m.size);
@@ -626,8 +730,7 @@ static void test_sync_error(void **state)
     _cleanup_image_ struct image *image = open_made(&i);
     record();
     recorded.sync_fails = true;
-    assert_int_equal(image_bitmap_reset(image, new_canaries, NEW_COUNT, new_generation, &err),
-                     -EIO);
+    assert_int_equal(image_tracking_reset(image, new_generation, &err), -EIO);
     recorded.on = recorded.sync_fails = false;
     assert_non_null(strstr(error_message(&err), "a: cannot sync"));
     assert_int_equal(recorded.syncs, 1);
@@ -658,6 +761,9 @@ static void test_reset_refusals(void **state)
         {0, 0, 0, ENOTSUP, "bitmap 'qverity' has no clusters of its own"},
         {0, 1, 0, ENOTSUP, "bitmap 'qverity' has no clusters of its own"},
         {0, 1, 1, ENOTSUP, "bitmap 'qverity' has no clusters of its own"},
+        {2, 0, 0, ENOTSUP, "bitmap 'qverity-witness' has no clusters of its own"},
+        {2, 2, 1, ENOTSUP, "bitmap 'qverity-witness' has no clusters of its own"},
+        {2, 2, 0x400, EINVAL, "the bitmap cluster at offset 0x400 overlaps the L1 table"},
         {1, 0, 0, ENOTSUP, "bitmap 'qverity-generation' has no clusters of its own"},
         {1, 0, 1, ENOTSUP, "bitmap 'qverity-generation' has no clusters of its own"},
         {1, 2, 0, ESTALE, "the disk was resized"},
@@ -678,28 +784,17 @@ static void test_reset_refusals(void **state)
     put64(&i.m, i.table[0], i.table[1]);
     refused_reset(&i, EINVAL, "overlaps a bitmap table");
     make_tracked(&i, model, &random);
+    put64(&i.m, i.table[0], i.table[2]);
+    refused_reset(&i, EINVAL, "overlaps a bitmap table");
+    make_tracked(&i, model, &random);
+    put64(&i.m, i.table[0], i.cluster[2][1]);
+    refused_reset(&i, EINVAL, "two bitmap table entries have the cluster");
+    make_tracked(&i, model, &random);
     put64(&i.m, i.table[0], i.cluster[1][0]);
     refused_reset(&i, EINVAL, "two bitmap table entries have the cluster");
     make_tracked(&i, model, &random);
     put32(&i.m, i.entry[0] + 12, 3);
     refused_reset(&i, ESTALE, "marked in use");
-}
-
-static void test_wrong_canaries(void **state)
-{
-    static const uint64_t cases[][3] = {
-        {5, 4, GRANULES - 1}, {5, 5, GRANULES - 1}, {5, 6, GRANULES}, {5, 6, 7}};
-    static bool model[GRANULES];
-    uint64_t random = 99;
-    struct made i;
-
-    (void)state;
-    make_tracked(&i, model, &random);
-    _cleanup_image_ struct image *image = open_made(&i);
-    for (size_t n = 0; n < sizeof(cases) / sizeof(cases[0]); n++)
-        assert_int_equal(image_bitmap_reset(image, cases[n], 3, new_generation, NULL), -EINVAL);
-    assert_int_equal(image_bitmap_reset(image, cases[0], 0, new_generation, NULL), -EINVAL);
-    maker_free(&i.m);
 }
 
 static void test_locks(void **state)
@@ -714,18 +809,16 @@ static void test_locks(void **state)
     _cleanup_image_ struct image *image = open_made(&i), *reader = NULL;
     assert_int_equal(image_open("a", NULL, &reader, NULL), 0);
     record();
-    assert_int_equal(image_bitmap_reset(image, new_canaries, NEW_COUNT, new_generation, &err),
-                     -EBUSY);
+    assert_int_equal(image_tracking_reset(image, new_generation, &err), -EBUSY);
     assert_non_null(strstr(error_message(&err), "a: in use: another process reads it"));
     assert_int_equal(recorded.count, 0);
     image_close(TAKE_PTR(reader));
-    assert_int_equal(image_bitmap_reset(image, new_canaries, NEW_COUNT, new_generation, NULL), 0);
+    assert_int_equal(image_tracking_reset(image, new_generation, NULL), 0);
 
     /* Another file of this name is not written to. */
     assert_int_equal(rename("a", "b"), 0);
     maker_write(&i.m, "a");
-    assert_int_equal(image_bitmap_reset(image, new_canaries, NEW_COUNT, new_generation, &err),
-                     -ESTALE);
+    assert_int_equal(image_tracking_reset(image, new_generation, &err), -ESTALE);
     assert_non_null(strstr(error_message(&err), "another file took its place"));
     assert_false(judge(model));
     recorded.on = false;
@@ -735,13 +828,14 @@ static void test_locks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_misaligned),
-        cmocka_unit_test(test_extra_data),     cmocka_unit_test(test_twice),
-        cmocka_unit_test(test_too_many_bits),  cmocka_unit_test(test_other_images),
-        cmocka_unit_test(test_next),           cmocka_unit_test(test_choose_canaries),
-        cmocka_unit_test(test_reset),          cmocka_unit_test(test_crashes),
-        cmocka_unit_test(test_sync_error),     cmocka_unit_test(test_reset_refusals),
-        cmocka_unit_test(test_wrong_canaries), cmocka_unit_test(test_locks),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_misaligned),
+        cmocka_unit_test(test_extra_data),    cmocka_unit_test(test_twice),
+        cmocka_unit_test(test_too_many_bits), cmocka_unit_test(test_other_images),
+        cmocka_unit_test(test_next),          cmocka_unit_test(test_canaries),
+        cmocka_unit_test(test_tracking),      cmocka_unit_test(test_distrust),
+        cmocka_unit_test(test_reset),         cmocka_unit_test(test_crashes),
+        cmocka_unit_test(test_sync_error),    cmocka_unit_test(test_reset_refusals),
+        cmocka_unit_test(test_locks),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

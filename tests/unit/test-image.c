@@ -4,8 +4,10 @@
 
 #include <errno.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "common/checked.h"
+#include "image/file-times.h"
 #include "image/image.h"
 
 static char directory[] = "/tmp/qverity-test-image.XXXXXX";
@@ -377,13 +379,60 @@ static void test_hole_hints(void **state)
     image_close(image);
 }
 
+static bool same_ctime(const struct stat *a, const struct stat *b)
+{
+    return a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+/* A write after file_times_settle() always shows. */
+static void test_file_times(void **state)
+{
+    struct stat before, after;
+
+    (void)state;
+    int fd = open("times", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    enum file_clock clock = file_clock(fd);
+    for (int i = 0; clock != FILE_CLOCK_NONE && i < 200; i++) {
+        assert_int_equal(pwrite(fd, &i, sizeof(i), 0), sizeof(i));
+        assert_int_equal(fstat(fd, &before), 0);
+        assert_true(file_times_settle(clock, &before));
+        assert_int_equal(pwrite(fd, &i, sizeof(i), 0), sizeof(i));
+        assert_int_equal(fstat(fd, &after), 0);
+        assert_false(same_ctime(&before, &after));
+    }
+    close(fd);
+
+    struct image *image = NULL;
+    assert_int_equal(image_open("times", NULL, &image, NULL), 0);
+    assert_int_equal(image_file(image, 0)->settled, clock == FILE_CLOCK_OURS);
+    image_close(image);
+
+    /* Times that can only be waited for longer than anybody would: of tomorrow, of a clock without
+     * fractions. Those that are long past take no time at all. */
+    clock_gettime(CLOCK_REALTIME, &before.st_ctim);
+    before.st_ctim.tv_sec += 86400;
+    assert_false(file_times_settle(FILE_CLOCK_OURS, &before));
+    before.st_ctim.tv_sec -= 86400;
+    before.st_ctim.tv_nsec = 0;
+    assert_false(file_times_settle(FILE_CLOCK_OURS, &before));
+    assert_false(file_times_settle(FILE_CLOCK_OTHER, &before));
+    before.st_ctim.tv_sec -= 3;
+    assert_true(file_times_settle(FILE_CLOCK_OURS, &before));
+    before.st_ctim.tv_sec = INT32_MIN;
+    assert_true(file_times_settle(FILE_CLOCK_OURS, &before));
+
+    fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    assert_int_equal(file_clock(fd), FILE_CLOCK_NONE);
+    close(fd);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_files),      cmocka_unit_test(test_probing),
         cmocka_unit_test(test_chain),      cmocka_unit_test(test_data_file),
         cmocka_unit_test(test_locks),      cmocka_unit_test(test_holes),
-        cmocka_unit_test(test_hole_hints),
+        cmocka_unit_test(test_hole_hints), cmocka_unit_test(test_file_times),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
