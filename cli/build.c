@@ -1,15 +1,21 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/signalfd.h>
 
 #include "cli/cli.h"
+#include "cli/guest_append.h"
+#include "cli/guest_kernel.h"
+#include "common/io.h"
 #include "common/log.h"
 #include "common/units.h"
 #include "provision/provision.h"
 
 /* `qverity build`: makes what a recipe describes. */
+
+#define COPY_CHUNK ((ssize_t)1 << 20)
 
 enum accel_choice { CHOOSE_AUTO, CHOOSE_KVM, CHOOSE_TCG };
 
@@ -121,6 +127,64 @@ static void on_output(const char *line, void *arg)
     for (const char *p = line; *p != '\0'; p++)
         fputc((unsigned char)*p < 0x20 && *p != '\t' ? '?' : *p, stderr);
     fputc('\n', stderr);
+}
+
+/* --- What the image's guest is booted with --- */
+
+static int copy_file(const struct guest_file *file, const char *folder, const char *name,
+                     char **ret_path, struct error *err)
+{
+    _cleanup_free_ char *path = NULL, *buffer = malloc(COPY_CHUNK);
+    _cleanup_close_ int fd = -1;
+    uint64_t offset = 0;
+    ssize_t n;
+    int r = 0;
+
+    if (buffer == NULL || asprintf(&path, "%s/%s", folder, name) < 0)
+        return error_oom(err);
+    fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return error_set_errno(err, errno, "%s: cannot create", path);
+    do {
+        n = io_read_some_at(file->fd, file->name, buffer, COPY_CHUNK, offset, err);
+        if (n > 0)
+            r = io_write(fd, path, buffer, (size_t)n, err);
+        if (n < 0 || r < 0)
+            return n < 0 ? (int)n : r;
+        offset += (uint64_t)n;
+    } while (n == COPY_CHUNK);
+    r = io_close_written(take_fd(&fd), path, err);
+    if (r == 0)
+        *ret_path = TAKE_PTR(path);
+    return r;
+}
+
+static int find_boot(const char *image, const char *folder, struct build_boot *ret, void *arg,
+                     struct error *err)
+{
+    const struct cli_options options = {.image = {.format = "qcow2"}};
+    _cleanup_target_ struct cli_target target = {0};
+    _cleanup_guest_file_ struct guest_file kernel = GUEST_FILE_INIT, initrd = GUEST_FILE_INIT;
+    _cleanup_(build_boot_clear_cleanup) struct build_boot boot = {0};
+    struct guest_append append = {.writable = true, .ssh = true, .no_verity = true};
+
+    (void)arg;
+    int r = cli_target_open(image, &options, NULL, &target, err);
+    if (r == 0)
+        r = guest_kernel_open(&target, NULL, NULL, 0, &kernel, &initrd, err);
+    if (r == 0)
+        r = copy_file(&kernel, folder, "kernel", &boot.kernel, err);
+    if (r == 0 && initrd.fd >= 0)
+        r = copy_file(&initrd, folder, "initrd", &boot.initrd, err);
+    if (r < 0)
+        return r;
+    append.partition = target.partition->number;
+    r = guest_append_make(&append, NULL, &boot.append, err);
+    if (r < 0)
+        return r;
+    *ret = boot;
+    boot = (struct build_boot){0};
+    return 0;
 }
 
 /* --- Plans --- */
@@ -259,6 +323,7 @@ static int build_run(const struct cli_options *options, int argc, char **argv, v
         .compress = build->compress,
         .interrupt = -1,
         .threads = options->tree.threads,
+        .find_boot = find_boot,
         .handlers = {.step = on_step, .output = on_output, .arg = build},
     };
 

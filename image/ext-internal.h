@@ -25,6 +25,7 @@
  *   ext-map.c    where a file's blocks are: extent trees, indirect blocks
  *   ext-dir.c    directories, paths
  *   ext-read.c   the bytes of files
+ *   ext-xattr.c  extended attributes
  */
 struct file_system {
     struct image *image;

@@ -134,3 +134,14 @@ int file_node_read(struct file_node *node, uint64_t offset, void *buffer, size_t
 typedef int file_take_bytes(void *arg, uint64_t offset, const void *bytes, uint64_t length,
                             struct error *err);
 int file_node_read_all(struct file_node *node, file_take_bytes *take, void *arg, struct error *err);
+
+/* --- Attributes --- */
+
+/*
+ * Calls `take` for each extended attribute, with its whole name ("security.capability") and its
+ * value as it is on the disk, which for access control lists is not what getxattr() gives. Stops
+ * where it returns other than 0, and returns that.
+ */
+typedef int file_take_xattr(void *arg, const char *name, const void *value, size_t length,
+                            struct error *err);
+int file_node_xattrs(struct file_node *node, file_take_xattr *take, void *arg, struct error *err);

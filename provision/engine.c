@@ -7,6 +7,8 @@
 
 #include "common/log.h"
 #include "common/units.h"
+#include "provision/guest.h"
+#include "provision/keys.h"
 #include "provision/log.h"
 #include "provision/work.h"
 #include "qemuctl/clock.h"
@@ -22,6 +24,13 @@
  * system has in its folder: a tree, or an overlay of the image. Trees are copies, and so all but
  * those of install and of the newest step are removed again: if the one that is needed is gone, the
  * build begins at an earlier step. Overlays are kept, as each is the backing file of the next.
+ *
+ * A guest that runs is no state that can be kept. A build that begins between boot and shutdown
+ * boots once more, as the boot step says, on an overlay of what was there. So that this is
+ * possible, each step that changes a running guest begins with a new overlay, to which QEMU changes
+ * over while the guest runs, and ends with a sync in the guest: below each overlay is a disk as
+ * after a loss of power at a moment when all that counts was written, which is what a journal is
+ * for.
  */
 
 /* Changes when the same recipe comes to mean something else. */
@@ -149,6 +158,11 @@ static bool can_begin(const struct recipe *recipe, const struct plan *plan, size
                                                  : plan->states[base].has_disk;
 }
 
+static bool is_installed_with_key(const struct step *step)
+{
+    return step->before == PLACE_IMAGE || step->before == PLACE_RUNNING;
+}
+
 static int make_plan(const struct build *build, struct plan *plan, struct error *err)
 {
     const struct recipe *recipe = build->recipe;
@@ -175,6 +189,11 @@ static int make_plan(const struct build *build, struct plan *plan, struct error 
     plan->begin = done < from ? done : from;
     if (plan->begin >= plan->end)
         return 0;
+    /* Without the key there is no way into a system that was installed with it: it goes when the
+     * image is sealed. */
+    if (keys_needed(recipe) && !keys_exist(build->work))
+        while (is_installed_with_key(&recipe->steps[plan->begin]))
+            plan->begin--;
     while (plan->begin > 0 && !can_begin(recipe, plan, plan->begin))
         plan->begin--;
     return 0;
@@ -238,6 +257,37 @@ static int make_overlay(struct build *build, struct error *err)
     return 0;
 }
 
+/* The guest goes on as the step's own overlay. */
+static int move_guest(struct build *build, struct error *err)
+{
+    _cleanup_free_ char *path = step_path(build, DISK_NAME);
+
+    if (path == NULL)
+        return error_oom(err);
+    int r = guest_change_disk(build->guest, path, err);
+    if (r < 0)
+        return error_prefix(err, "making an overlay");
+    set_path(&build->image, &path);
+    return 0;
+}
+
+/* A guest that must run for this step, and does not as the build begins here. */
+static int boot_again(struct build *build, const struct step *step, struct error *err)
+{
+    const struct step *boot = recipe_step(build->recipe, step, "boot");
+
+    build_say(build, "booting once more");
+    int r = make_overlay(build, err);
+    if (r < 0)
+        return r;
+    build->place = PLACE_IMAGE;
+    r = boot->type->run(build, (struct step *)boot, err);
+    if (r < 0)
+        return error_prefix(err, "booting once more");
+    build->place = PLACE_RUNNING;
+    return 0;
+}
+
 static int prepare(struct build *build, const struct step *step, struct error *err)
 {
     _cleanup_free_ char *log = NULL;
@@ -258,6 +308,8 @@ static int prepare(struct build *build, const struct step *step, struct error *e
     r = log_open(log, &build->options->handlers, &build->log, err);
     if (r < 0)
         return r;
+    if (build->place == PLACE_RUNNING && build->guest == NULL)
+        return boot_again(build, step, err);
     if (!step->type->changes)
         return 0;
     switch (build->place) {
@@ -265,6 +317,8 @@ static int prepare(struct build *build, const struct step *step, struct error *e
         return copy_tree(build, err);
     case PLACE_IMAGE:
         return make_overlay(build, err);
+    case PLACE_RUNNING:
+        return move_guest(build, err);
     default:
         return 0;
     }
@@ -323,6 +377,8 @@ static int do_step(struct build *build, size_t i, double *ret_seconds, struct er
         r = prepare(build, step, err);
     if (r == 0)
         r = step->type->run(build, step, err);
+    if (r == 0 && build->guest != NULL && step->type->changes && !step->type->moves)
+        r = guest_sync(build, err);
     if (r < 0)
         return r;
     if (step->type->moves)
@@ -332,7 +388,7 @@ static int do_step(struct build *build, size_t i, double *ret_seconds, struct er
     if (r < 0)
         return r;
     drop_old_tree(build, i);
-    return 0;
+    return step->type->after == PLACE_SEALED && step->type->moves ? keys_forget(build, err) : 0;
 }
 
 /* Says which step failed, where it stands, and where its log is. */
@@ -410,6 +466,13 @@ static int do_steps(struct build *build, const struct plan *plan, json_t *report
         if (r < 0)
             return r;
     }
+    /* A build may have been killed when it had just been sealed. */
+    const struct step *seal = recipe_step(recipe, NULL, "seal");
+    if (seal != NULL && plan->begin >= seal->number) {
+        int r = keys_forget(build, err);
+        if (r < 0)
+            return r;
+    }
     if (plan->begin >= plan->end)
         return 0;
     int r = work_forget(build, recipe->steps[plan->begin].number, err);
@@ -431,12 +494,27 @@ static int do_steps(struct build *build, const struct plan *plan, json_t *report
 
 static void build_clear(struct build *build)
 {
+    if (build->guest != NULL)
+        guest_free(build->guest);
     forget_step(build);
+    if (build->keys != NULL)
+        keys_free(build->keys);
     free(build->work);
     free(build->tree);
     free(build->image);
 }
 DEFINE_CLEANUP_INPLACE(struct build, build_clear);
+
+/* A guest that --until left running: what it wrote is in its overlay, so that it can be stopped. */
+static int stop_guest(struct build *build, struct error *err)
+{
+    if (build->guest == NULL)
+        return 0;
+    int r = guest_sync(build, err);
+    guest_free(build->guest);
+    build->guest = NULL;
+    return r;
+}
 
 int recipe_build(const struct recipe *recipe, const struct build_options *options,
                  json_t **ret_report, struct error *err)
@@ -458,10 +536,20 @@ int recipe_build(const struct recipe *recipe, const struct build_options *option
     if (r == 0)
         r = do_steps(&build, &plan, report, err);
     plan_clear(&plan, recipe->step_count);
+    if (r == 0)
+        r = stop_guest(&build, err);
     if (r < 0)
         return r;
     *ret_report = TAKE_PTR(report);
     return 0;
+}
+
+void build_boot_clear(struct build_boot *boot)
+{
+    free(boot->kernel);
+    free(boot->initrd);
+    free(boot->append);
+    *boot = (struct build_boot){0};
 }
 
 /* --- Looking ahead --- */

@@ -101,6 +101,8 @@ extern const struct step_type step_image; /* made by the recipe's reader where i
 
 /* --- Building --- */
 
+struct guest;
+struct keys;
 struct log;
 
 struct build {
@@ -108,8 +110,10 @@ struct build {
     const struct build_options *options;
     char *work; /* absolute */
     enum place place;
-    char *tree;  /* path, in PLACE_TREE */
-    char *image; /* path, in the other places, once there is one */
+    char *tree;          /* path, in PLACE_TREE */
+    char *image;         /* path, in the other places, once there is one */
+    struct guest *guest; /* in PLACE_RUNNING */
+    struct keys *keys;   /* loaded or made when they are asked for: build_keys() */
     /* Of the step that runs: */
     const struct step *step;
     char *directory; /* its folder's path */

@@ -110,7 +110,7 @@ static _Noreturn void supervise(const struct process_options *options, const str
     pid_t program, pid;
 
     await_go(pipes);
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+    if (mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0)
         child_fail(pipes, "cannot make mounts private");
     if (options->root != NULL) {
         if (root_enter(options->root, &root, &failed) < 0)

@@ -83,6 +83,14 @@ struct build_manifest {
     const char *kernel, *initrd, *append, *ovmf;
 };
 
+/* What a guest is booted with; owned strings. */
+struct build_boot {
+    char *kernel, *initrd; /* paths; the initrd's may be NULL */
+    char *append;          /* a command line that mounts the root file system for writing */
+};
+void build_boot_clear(struct build_boot *boot);
+DEFINE_CLEANUP_INPLACE(struct build_boot, build_boot_clear);
+
 struct build_options {
     const char *work;         /* the work directory; made if it is not there */
     const char *from, *until; /* a step's number, name or kind; or NULL */
@@ -95,6 +103,10 @@ struct build_options {
      * fails. */
     int (*manifest)(const struct build_manifest *manifest, json_t **ret, void *arg,
                     struct error *err);
+    /* Copies the newest kernel in an image and its initrd to files in `folder`, for the step
+     * `boot`. NULL: that step cannot do so. */
+    int (*find_boot)(const char *image, const char *folder, struct build_boot *ret, void *arg,
+                     struct error *err);
 };
 
 /*

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "common/io.h"
+#include "provision/guest.h"
 #include "provision/log.h"
 #include "provision/process.h"
 #include "qemuctl/argv.h"
@@ -146,7 +147,17 @@ int place_run_status(struct build *build, const struct place_command *command, i
     struct sink sink = {.build = build, .output = command->output};
 
     log_command(build, command->argv);
-    return run_in_tree(build, command, &sink, ret_status, err);
+    if (build->guest == NULL)
+        return run_in_tree(build, command, &sink, ret_status, err);
+    const struct guest_command guest = {
+        .argv = command->argv,
+        .environment = command->environment,
+        .input = command->input,
+        .timeout = command->timeout,
+        .output = take_output,
+        .arg = &sink,
+    };
+    return guest_run(build->guest, &guest, ret_status, err);
 }
 
 int place_run(struct build *build, const struct place_command *command, struct error *err)

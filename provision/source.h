@@ -5,7 +5,8 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/progress.h"
+#include "image/image.h"
+#include "image/partition.h"
 #include "provision/ext4.h"
 
 /* The files of a system as they are to be copied into a new file system: of a directory tree of
@@ -59,6 +60,19 @@ DEFINE_CLEANUP(struct source, source_free);
 
 /* The tree below `path`; what is mounted in it is not looked at. */
 int source_open_tree(const char *path, struct source **ret, struct error *err);
+
+/* The file system in a partition of an image; both must outlive it. One that was not unmounted
+ * cleanly, or has files of a kind that cannot be copied (encrypted ones), is an error. */
+int source_open_image(struct image *image, const struct partition *partition, struct source **ret,
+                      struct error *err);
+
+/* What a file system is called. */
+struct source_identity {
+    uint8_t uuid[16], hash_seed[16];
+    char label[17];
+};
+int source_identify(struct image *image, const struct partition *partition,
+                    struct source_identity *ret, struct error *err);
 
 /* --- Copying --- */
 

@@ -3,6 +3,8 @@
 #include <sys/stat.h>
 
 #include "common/units.h"
+#include "provision/keys.h"
+#include "provision/reseal.h"
 #include "provision/seal.h"
 #include "provision/steps.h"
 #include "provision/work.h"
@@ -129,13 +131,25 @@ static int run(struct build *build, struct step *step, struct error *err)
     };
     _cleanup_(sealer_free_cleanup) struct sealer *sealer = NULL;
     _cleanup_free_ char *path = build_path(build, DISK_NAME);
+    _cleanup_free_ char *new = step_path(build, "sealed.qcow2");
+    const struct keys none = {0}, *keys = &none;
     uint64_t before = 0;
 
-    if (path == NULL)
+    if (path == NULL || new == NULL)
         return error_oom(err);
-    int r = sealer_new(&rules, NULL, 0, &sealer, err);
+    int r = keys_exist(build->work) ? keys_get(build, &keys, err) : 0;
     if (r == 0)
-        r = seal_tree(build, step, sealer_filter(sealer), path, &before, err);
+        r = sealer_new(&rules, keys->secrets, keys->secret_count, &sealer, err);
+    if (r == 0)
+        r = build->place == PLACE_TREE
+                ? seal_tree(build, step, sealer_filter(sealer), new, &before, err)
+                : reseal(build, sealer_filter(sealer), compression(build, options), new, &before,
+                         err);
+    /* Not a word of them, not even where no file is. */
+    if (r == 0)
+        r = seal_search(new, keys->secrets, keys->secret_count, err);
+    if (r == 0 && rename(new, path) < 0)
+        r = error_set_errno(err, errno, "%s: cannot rename to %s", new, path);
     if (r == 0)
         r = put_report(build, sealer, path, before, err);
     if (r < 0)

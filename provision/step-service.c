@@ -132,6 +132,15 @@ static int run(struct build *build, struct step *step, struct error *err)
 
     if (options->units.count > 0)
         r = put_units(build, &options->units, err);
+    /* A guest's systemd has to learn of new files. */
+    if (r == 0 && options->units.count > 0 && build->guest != NULL)
+        r = place_run(
+            build,
+            &(struct place_command){
+                .argv = (char *const[]){(char *)"systemctl", (char *)"daemon-reload", NULL},
+                .input = -1,
+                .output = -1},
+            err);
     if (r == 0 && options->start)
         r = systemctl(build, "enable", &options->units, err);
     if (r == 0)

@@ -46,10 +46,16 @@ build()
     "$QVERITY" build "$@" >out 2>err </dev/null
 }
 
-# What is left of a build that is over: itself, the `sleep 98765` of a recipe, mounts below $T.
+# A time to sleep that no other test sleeps, so that its processes can be told.
+nap=$((100000000 + $$))
+
+# What is left of a build that is over: itself, the sleep of a recipe, mounts below $T.
 left_behind()
 {
-    pgrep -af 'sleep 9876[5]'
-    pgrep -af "qverity build .*--work [w]ork"
+    local pid
+    pgrep -af "sleep $nap"
+    for pid in $(pgrep -f 'qverity build '); do
+        [ "$(readlink "/proc/$pid/cwd")" != "$T" ] || echo "still running: $pid"
+    done
     grep -F "$T/" /proc/self/mounts
 }

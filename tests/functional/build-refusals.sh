@@ -154,6 +154,20 @@ wrong_step "a salt" "step 4, hash: salt: character 1 is not a hex digit" "  - se
 wrong_step "a block size" "step 4, hash: .*block-size" "  - seal" "  - hash: {data-block-size: 1000}"
 wrong_step "an algorithm" "step 4, hash: .*md4711" "  - seal" "  - hash: {algorithm: md4711}"
 
+# --- Guests ---
+
+wrong_step "a guest that runs at the end" "step 4, boot: the recipe ends while the guest runs" "  - boot"
+wrong_step "a guest twice" "step 5, boot: a guest runs already" "  - boot" "  - boot" "  - shutdown"
+wrong_step "no guest to shut down" "step 3, shutdown: no guest runs here" "  - shutdown"
+wrong_step "a seal while the guest runs" "step 5, seal: the guest still runs here: a shutdown step must come before" \
+    "  - boot" "  - seal"
+wrong_step "an initrd without a kernel" "step 4, boot: initrd: needs kernel" "  - boot: {initrd: file}" "  - shutdown"
+wrong_step "a kernel without a command line" "step 4, boot: append: is missing" "  - boot: {kernel: file}" "  - shutdown"
+wrong_step "memory" "step 4, boot: memory: is no multiple of 1M" "  - boot: {memory: 1000000000}" "  - shutdown"
+wrong_step "no CPU" "step 3, boot: cpus: '0' is less than 1" "  - boot: {cpus: 0}" "  - shutdown"
+wrong_step "a user" "step 4, boot: user: 'a b' cannot be one" "  - boot: {user: a b}" "  - shutdown"
+wrong_step "OVMF's variables alone" "step 4, boot: ovmf-vars: needs ovmf-code" "  - boot: {ovmf-vars: file}" "  - shutdown"
+
 # --- All at once ---
 
 cat >r.yaml <<'END'

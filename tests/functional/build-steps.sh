@@ -80,17 +80,17 @@ echo one >file
 build --work work r.yaml
 is "the first file again, the first root hash again" "$(hash_of)" "$first"
 chmod +x file
-is "that a file may be executed matters" "$(states | grep -o done | wc -l)" 2
+is "that a file may be executed matters" "$(states | grep -o 'done' | wc -l)" 2
 chmod -x file
 touch file
-is "when it was written does not" "$(states | grep -o done | wc -l)" 8
+is "when it was written does not" "$(states | grep -o 'done' | wc -l)" 8
 cp work/disk.qcow2 saved.qcow2
-is "a copy is no change" "$(states | grep -o done | wc -l)" 8
+is "a copy is no change" "$(states | grep -o 'done' | wc -l)" 8
 printf x | dd of=work/disk.qcow2 bs=1 seek=100000 conv=notrunc 2>/dev/null
 is "an image that was changed is sealed again" "$(states)" 'done done done done done done to to '
 build --work work r.yaml
 is "and is as before" "$(hash_of)" "$first"
-is "SOURCE_DATE_EPOCH matters to all" "$(SOURCE_DATE_EPOCH=1600000000 states | grep -o done | wc -l)" 0
+is "SOURCE_DATE_EPOCH matters to all" "$(SOURCE_DATE_EPOCH=1600000000 states | grep -o 'done' | wc -l)" 0
 refused "a bad SOURCE_DATE_EPOCH" 1 "SOURCE_DATE_EPOCH: 'x' is not a number" \
     env SOURCE_DATE_EPOCH=x "$QVERITY" build --list --work work r.yaml
 
@@ -134,12 +134,12 @@ like "is named" "$(tail -n 1 err)" 'step 5 \(second\): no-such-program: cannot b
 recipe '[sh, -c, "kill -9 $$"]'
 build --work work r.yaml
 like "a program that is killed" "$(tail -n 1 err)" 'was killed by SIGKILL'
-recipe '[sleep, "98765"]
-    timeout: 1'
+recipe "[sleep, '$nap']
+    timeout: 1"
 build --work work r.yaml
 like "a program that takes too long" "$(tail -n 1 err)" 'step 5 \(second\): sleep: still ran after 1 seconds'
 is "is ended" "$(left_behind)" ''
-recipe '[sh, -c, "sleep 98765 & echo x"]'
+recipe "[sh, -c, 'sleep $nap & echo x']"
 build --work work --until second r.yaml
 is "what a program leaves running does not keep the build" $? 0
 is "and is ended" "$(left_behind)" ''
@@ -165,11 +165,11 @@ rm -r template/big
 # --- Killed ---
 
 rm -rf work
-recipe '[sh, -c, "echo second >>/etc/runs; sleep 98765"]'
+recipe "[sh, -c, 'echo second >>/etc/runs; sleep $nap']"
 "$QVERITY" build --work work r.yaml >out 2>err </dev/null &
 pid=$!
 for _ in {1..100}; do
-    pgrep -f 'sleep 98765' >/dev/null && break
+    pgrep -f "sleep $nap" >/dev/null && break
     sleep 0.1
 done
 refused "another build there" 1 'another build runs in this directory' "$QVERITY" build --work work r.yaml
@@ -185,11 +185,11 @@ recipe '[sh, -c, "echo second >>/etc/runs; echo to stderr >&2"]'
 build --work work r.yaml
 is "and goes on where it was, with the same result" "$? $(wc -l <installs) $(hash_of)" "0 0 $first"
 
-recipe '[sh, -c, "sleep 98765"]'
+recipe "[sh, -c, 'sleep $nap']"
 setsid "$QVERITY" build --work work r.yaml >out 2>err </dev/null &
 pid=$!
 for _ in {1..100}; do
-    pgrep -f 'sleep 98765' >/dev/null && break
+    pgrep -f "sleep $nap" >/dev/null && break
     sleep 0.1
 done
 kill -INT $pid
