@@ -23,9 +23,10 @@ struct boot {
     struct boot_options options; /* first: boot_option() gets the context */
     const struct cli_target *target;
     enum accel accel;
-    unsigned partition; /* the number of the data partition, 0: the whole disk */
-    char *image;        /* --writable: the image's absolute path */
-    const char *format; /* and its format */
+    struct boot_sev *sev; /* or NULL */
+    unsigned partition;   /* the number of the data partition, 0: the whole disk */
+    char *image;          /* --writable: the image's absolute path */
+    const char *format;   /* and its format */
 };
 
 /* --- Command lines --- */
@@ -50,18 +51,35 @@ static int make_append(const struct boot *boot, const char *table, char **ret, s
     return guest_append_make(&append, table, ret, err);
 }
 
+static const char *qemu_program(void)
+{
+    const char *qemu = getenv("QVERITY_QEMU");
+
+    return qemu != NULL && qemu[0] != '\0' ? qemu : MACHINE_QEMU_DEFAULT;
+}
+
+/* Firmware in one image: -bios, but flash memory for a QEMU or a kind of guest that wants it so. */
+static bool firmware_in_flash(const struct boot *boot)
+{
+    if (boot->sev != NULL)
+        return sev_firmware_in_flash(boot_sev_arguments(boot->sev));
+    return boot->options.sev.dialect == BOOT_DIALECT_FORK;
+}
+
 static void fill_machine(const struct boot *boot, struct machine_options *ret)
 {
     const struct boot_options *o = &boot->options;
-    const char *qemu = getenv("QVERITY_QEMU");
 
     *ret = (struct machine_options){
-        .qemu = qemu != NULL && qemu[0] != '\0' ? qemu : NULL,
+        .qemu = qemu_program(),
         .accel = boot->accel,
         .cpu = o->cpu,
         .memory = o->memory,
         .cpus = o->cpus,
-        .firmware = {.bios = o->bios, .code = o->ovmf_code, .vars = o->ovmf_vars},
+        .firmware = {.bios = o->bios,
+                     .bios_in_flash = firmware_in_flash(boot),
+                     .code = o->ovmf_code,
+                     .vars = o->ovmf_vars},
         .kernel = o->kernel,
         .initrd = o->initrd,
         .cdrom = o->cdrom,
@@ -96,6 +114,11 @@ static int make_argv(void *arg, const char *table, struct argv *ret, struct erro
     const struct machine_disk writable = {
         .file = boot->image, .format = boot->format, .serial = "qverity-disk"};
     fill_machine(boot, &machine);
+    if (boot->sev != NULL) {
+        r = boot_sev_launch(boot->sev, table, append, &machine.sev, err);
+        if (r < 0)
+            return r;
+    }
     machine.append = append;
     machine.disks = boot->image != NULL ? &writable : disks;
     machine.disk_count = boot->options.no_verity ? 1 : 2;
@@ -150,20 +173,27 @@ static int check_console(const struct boot *boot, struct error *err)
     return 0;
 }
 
-static void choose_accel(struct boot *boot)
+static int choose_accel(struct boot *boot, struct error *err)
 {
-    _cleanup_error_ struct error err = ERROR_INIT;
+    const struct boot_options *o = &boot->options;
+    _cleanup_error_ struct error why = ERROR_INIT;
 
-    if (boot->options.accel != BOOT_ACCEL_AUTO) {
-        boot->accel = boot->options.accel == BOOT_ACCEL_KVM ? ACCEL_KVM : ACCEL_TCG;
-        return;
-    }
-    int r = accel_probe_kvm(&err);
-    boot->accel = r == 0 ? ACCEL_KVM : ACCEL_TCG;
+    /* What a dry run prints for an encrypted guest is for a host that can have one. */
+    boot->accel = o->accel == BOOT_ACCEL_TCG ? ACCEL_TCG : ACCEL_KVM;
+    if (o->accel != BOOT_ACCEL_AUTO || (o->sev.on && o->dry_run))
+        return 0;
+    int r = accel_probe_kvm(&why);
+    if (r == 0)
+        return 0;
+    if (o->sev.on)
+        return error_set(err, -r, "%s needs KVM: %s", sev_mode_name(o->sev.mode),
+                         error_message(&why));
+    boot->accel = ACCEL_TCG;
     if (r == -ENOENT)
-        log_info("no KVM, QEMU emulates the guest's CPU: %s", error_message(&err));
-    else if (r < 0)
-        log_warning("no KVM, QEMU emulates the guest's CPU: %s", error_message(&err));
+        log_info("no KVM, QEMU emulates the guest's CPU: %s", error_message(&why));
+    else
+        log_warning("no KVM, QEMU emulates the guest's CPU: %s", error_message(&why));
+    return 0;
 }
 
 /* --- Running --- */
@@ -280,10 +310,17 @@ static int boot_target(const struct cli_options *options, struct boot *boot,
         r = check_console(boot, err);
     if (r == 0 && o->writable)
         r = hand_over_image(options, boot, target, err);
-    if (r < 0)
-        return r;
-    choose_accel(boot);
-    return boot_guest(options, boot, err);
+    if (r == 0 && o->sev.on)
+        r = boot_sev_prepare(options, o, qemu_program(), &kernel, &initrd, &boot->sev, err);
+    if (r == 0)
+        r = choose_accel(boot, err);
+    if (r == 0 && o->sev.on)
+        r = boot_sev_host(boot->sev, err);
+    if (r == 0)
+        r = boot_guest(options, boot, err);
+    if (boot->sev != NULL)
+        boot_sev_free(TAKE_PTR(boot->sev));
+    return r;
 }
 
 static int boot_run(const struct cli_options *options, int argc, char **argv, void *context,
@@ -323,7 +360,10 @@ const struct cli_command cmd_boot = {
         "or Ctrl-A x stops the guest, Ctrl-A c sends Ctrl-C, Ctrl-A a sends Ctrl-A. Done means\n"
         "that the guest powered off or, with --until, that a line of the console matched; lines\n"
         "are matched without escape sequences, the last one also while it is not complete.\n"
-        "There is no network unless --network, --ssh-port, --forward or --writable is given.\n"
+        "--snp, --sev-es and --sev encrypt the guest's memory; its launch digest is told before "
+        "it\n"
+        "starts. There is no network unless --network, --ssh-port, --forward or --writable is "
+        "given.\n"
         "The program that runs is qemu-system-x86_64, or $QVERITY_QEMU.",
     .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP,
     .options = boot_option_table,

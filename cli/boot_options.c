@@ -1,20 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "cli/boot.h"
 #include "common/units.h"
 
-/* The options of `qverity boot`: their table, their values, and which of them go together. */
+/* The options of `qverity boot`: their table and their values. */
 
 #define MIB (UINT64_C(1024) * 1024)
-#define MEMORY_DEFAULT (2048 * MIB)
-#define CPUS_DEFAULT 2
 #define CPUS_MAX 4096
 #define SSH_PORT 22
-#define POWERDOWN_WRITABLE 60
 #define POWERDOWN_MAX 86400
 
 enum {
@@ -28,6 +23,15 @@ enum {
     OPT_BIOS,
     OPT_OVMF_CODE,
     OPT_OVMF_VARS,
+    OPT_SEV,
+    OPT_SEV_ES,
+    OPT_SNP,
+    OPT_SNP_DIALECT,
+    OPT_POLICY,
+    OPT_GUEST_FEATURES,
+    OPT_HOST_DATA,
+    OPT_ID_BLOCK,
+    OPT_ID_AUTH,
     OPT_NETWORK,
     OPT_SSH_PORT,
     OPT_FORWARD,
@@ -60,6 +64,17 @@ const struct cli_option boot_option_table[] = {
     [OPT_BIOS] = {"bios", 0, "FILE", "firmware: one image"},
     [OPT_OVMF_CODE] = {"ovmf-code", 0, "FILE", "firmware: OVMF's code, in flash memory"},
     [OPT_OVMF_VARS] = {"ovmf-vars", 0, "FILE", "its variables; the guest writes to a copy"},
+    [OPT_SNP] = {"snp", 0, NULL, "encrypt and protect the guest with SEV-SNP"},
+    [OPT_SEV_ES] = {"sev-es", 0, NULL, "encrypt its memory and registers with SEV-ES"},
+    [OPT_SEV] = {"sev", 0, NULL, "encrypt its memory with SEV"},
+    [OPT_SNP_DIALECT] = {"snp-dialect", 0, "auto|upstream|amd-fork",
+                         "whose QEMU it is; auto asks it (auto)"},
+    [OPT_POLICY] = {"policy", 0, "NUMBER", "the guest's policy (snp 0x30000, sev-es 0x5, sev 0x1)"},
+    [OPT_GUEST_FEATURES] = {"guest-features", 0, "NUMBER",
+                            "snp: SEV features that the host's KVM turns on (0x1)"},
+    [OPT_HOST_DATA] = {"host-data", 0, "HEX|root-hash", "snp: 32 bytes for attestation reports"},
+    [OPT_ID_BLOCK] = {"id-block", 0, "FILE", "snp: the ID block, of 'qverity measure'"},
+    [OPT_ID_AUTH] = {"id-auth", 0, "FILE", "snp: and its authentication"},
     [OPT_NETWORK] = {"network", 0, "none|user|qemu",
                      "network card: none, virtio, or QEMU's default (none)"},
     [OPT_SSH_PORT] = {"ssh-port", 0, "PORT", "forward this port of 127.0.0.1 to the guest's SSH"},
@@ -224,6 +239,54 @@ static int add_vfio(const char *argument, struct boot_options *o, struct error *
     return 0;
 }
 
+static int set_sev(enum sev_mode mode, struct boot_options *o, struct error *err)
+{
+    if (o->sev.on && o->sev.mode != mode)
+        return cli_usage_error(err, "--sev, --sev-es and --snp exclude each other");
+    o->sev.on = true;
+    o->sev.mode = mode;
+    return 0;
+}
+
+static int parse_dialect(const char *argument, enum boot_dialect *ret, struct error *err)
+{
+    static const char *const words[] = {[BOOT_DIALECT_AUTO] = "auto",
+                                        [BOOT_DIALECT_UPSTREAM] = "upstream",
+                                        [BOOT_DIALECT_FORK] = "amd-fork",
+                                        NULL};
+    unsigned value;
+
+    int r = parse_word(argument, "--snp-dialect", words, "auto, upstream or amd-fork", &value, err);
+    if (r == 0)
+        *ret = (enum boot_dialect)value;
+    return r;
+}
+
+static int parse_number(const char *argument, const char *what, uint64_t *ret, bool *ret_set,
+                        struct error *err)
+{
+    int r = parse_u64(argument, what, ret, err);
+
+    if (r == 0)
+        *ret_set = true;
+    return r;
+}
+
+static int parse_host_data(const char *argument, struct boot_sev_options *sev, struct error *err)
+{
+    size_t size;
+
+    sev->host_data_root = strcmp(argument, "root-hash") == 0;
+    sev->host_data_set = true;
+    if (sev->host_data_root)
+        return 0;
+    int r = hex_decode(argument, "--host-data", sev->host_data, sizeof(sev->host_data), &size, err);
+    if (r == 0 && size != sizeof(sev->host_data))
+        return cli_usage_error(err, "--host-data: %zu bytes, not %zu", size,
+                               sizeof(sev->host_data));
+    return r;
+}
+
 static int set(const char **to, const char *argument)
 {
     *to = argument;
@@ -262,6 +325,25 @@ int boot_option(size_t index, const char *argument, void *context, struct error 
         return set(&o->ovmf_code, argument);
     case OPT_OVMF_VARS:
         return set(&o->ovmf_vars, argument);
+    case OPT_SEV:
+        return set_sev(SEV_MODE_SEV, o, err);
+    case OPT_SEV_ES:
+        return set_sev(SEV_MODE_SEV_ES, o, err);
+    case OPT_SNP:
+        return set_sev(SEV_MODE_SNP, o, err);
+    case OPT_SNP_DIALECT:
+        return parse_dialect(argument, &o->sev.dialect, err);
+    case OPT_POLICY:
+        return parse_number(argument, "--policy", &o->sev.policy, &o->sev.policy_set, err);
+    case OPT_GUEST_FEATURES:
+        return parse_number(argument, "--guest-features", &o->sev.features, &o->sev.features_set,
+                            err);
+    case OPT_HOST_DATA:
+        return parse_host_data(argument, &o->sev, err);
+    case OPT_ID_BLOCK:
+        return set(&o->sev.id_block, argument);
+    case OPT_ID_AUTH:
+        return set(&o->sev.id_auth, argument);
     case OPT_NETWORK:
         return parse_network(argument, o, err);
     case OPT_SSH_PORT:
@@ -296,155 +378,4 @@ int boot_option(size_t index, const char *argument, void *context, struct error 
         return set_flag(&o->dry_run);
     }
     abort();
-}
-
-/* --- Which go together --- */
-
-struct exclusion {
-    bool a, b;
-    const char *text;
-};
-
-static int check_exclusions(const struct cli_options *shared, const struct boot_options *o,
-                            struct error *err)
-{
-    const bool flash = o->ovmf_code != NULL || o->ovmf_vars != NULL;
-    const struct exclusion exclusions[] = {
-        {o->no_verity, o->dm_init, "--dm-init and --no-verity"},
-        {o->writable, o->dm_init, "--dm-init and --writable"},
-        {o->bios != NULL, flash, "--bios and --ovmf-code"},
-        {o->writable, shared->image.snapshot != NULL, "--snapshot and --writable"},
-        {o->writable, shared->image.password_file != NULL, "--password-file and --writable"},
-        {o->net_set && o->net != NET_USER, o->forward_count > 0,
-         "--network none or qemu, and --ssh-port or --forward"},
-    };
-
-    for (size_t i = 0; i < sizeof(exclusions) / sizeof(exclusions[0]); i++)
-        if (exclusions[i].a && exclusions[i].b)
-            return cli_usage_error(err, "boot: %s exclude each other", exclusions[i].text);
-    if (o->ovmf_vars != NULL && o->ovmf_code == NULL)
-        return cli_usage_error(err, "boot: --ovmf-vars needs --ovmf-code");
-    return 0;
-}
-
-/* What only a kernel that we start can get. */
-static int check_kernel(const struct boot_options *o, struct error *err)
-{
-    const char *const needs_it[] = {o->initrd != NULL ? "--initrd" : NULL,
-                                    o->append != NULL ? "--append" : NULL,
-                                    o->dm_init ? "--dm-init" : NULL};
-
-    for (size_t i = 0; o->no_kernel && i < sizeof(needs_it) / sizeof(needs_it[0]); i++)
-        if (needs_it[i] != NULL)
-            return cli_usage_error(err, "boot: %s needs --kernel FILE", needs_it[i]);
-    return 0;
-}
-
-static int check_readable(const char *path)
-{
-    _cleanup_close_ int fd = -1;
-    struct stat st;
-
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd < 0 || fstat(fd, &st) < 0)
-        return -errno;
-    return S_ISDIR(st.st_mode) ? -EISDIR : 0;
-}
-
-static int check_files(const struct boot_options *o, struct error *err)
-{
-    const struct {
-        const char *option, *path;
-    } files[] = {
-        {"--bios", o->bios},
-        {"--ovmf-code", o->ovmf_code},
-        {"--ovmf-vars", o->ovmf_vars},
-        {"--cdrom", o->cdrom},
-    };
-
-    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
-        int r = files[i].path != NULL ? check_readable(files[i].path) : 0;
-        if (r < 0)
-            return error_set_errno(err, -r, "%s %s", files[i].option, files[i].path);
-    }
-    return 0;
-}
-
-/* QEMU deletes whatever is at the path where it is to listen. */
-static int check_socket(const char *path, struct error *err)
-{
-    struct stat st;
-
-    if (path == NULL || lstat(path, &st) < 0 || S_ISSOCK(st.st_mode))
-        return 0;
-    return error_set(err, EEXIST, "--qmp %s: exists and is not a socket", path);
-}
-
-/* A device that its host driver holds would be taken away from the host, or QEMU would fail with
- * a message that names no driver. */
-static int check_vfio(const char *address, struct error *err)
-{
-    char path[64], driver[256];
-
-    snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s%s",
-             strlen(address) == strlen("hh:hh.o") ? "0000:" : "", address);
-    if (access(path, F_OK) < 0)
-        return error_set(err, ENODEV, "--vfio %s: there is no such PCI device", address);
-    strcat(path, "/driver");
-    ssize_t n = readlink(path, driver, sizeof(driver) - 1);
-    driver[n > 0 ? n : 0] = '\0';
-    const char *name = strrchr(driver, '/') != NULL ? strrchr(driver, '/') + 1 : "none";
-    if (strcmp(name, "vfio-pci") != 0)
-        return error_set(err, EBUSY,
-                         "--vfio %s: its driver is %s; bind the device to vfio-pci first", address,
-                         name);
-    return 0;
-}
-
-int boot_options_complete(const struct cli_options *shared, struct boot_options *options,
-                          struct error *err)
-{
-    struct boot_options *o = options;
-    int r;
-
-    o->memory = o->memory != 0 ? o->memory : MEMORY_DEFAULT;
-    o->cpus = o->cpus != 0 ? o->cpus : CPUS_DEFAULT;
-    r = check_exclusions(shared, o, err);
-    if (r < 0)
-        return r;
-    if (o->writable) {
-        o->no_verity = true;
-        o->no_kernel |= o->kernel == NULL;
-    }
-    /* With read-only disks a guest has nothing that it could lose. */
-    if (!o->powerdown_set)
-        o->powerdown = o->writable ? POWERDOWN_WRITABLE : 0;
-    /* Setting a guest up takes a network; one that is finished gets what was asked for. */
-    if (!o->net_set)
-        o->net = o->forward_count > 0 ? NET_USER : o->writable ? NET_QEMU : NET_NONE;
-    /* It would get away from us. */
-    for (size_t i = 0; i < o->extra_count; i++)
-        if (strcmp(o->extra[i], "-daemonize") == 0 || strcmp(o->extra[i], "--daemonize") == 0)
-            return cli_usage_error(err, "boot: QEMU cannot be run with -daemonize here");
-    r = check_kernel(o, err);
-    if (r == 0)
-        r = check_files(o, err);
-    if (r == 0)
-        r = check_socket(o->qmp, err);
-    for (size_t i = 0; r == 0 && !o->dry_run && i < o->vfio_count; i++)
-        r = check_vfio(o->vfio[i], err);
-    return r;
-}
-
-void boot_options_files(const struct boot_options *options,
-                        const char *ret_files[static BOOT_FILES_MAX])
-{
-    const char *const all[] = {options->kernel,    options->initrd,    options->bios,
-                               options->ovmf_code, options->ovmf_vars, options->cdrom};
-    size_t count = 0;
-
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-        if (all[i] != NULL)
-            ret_files[count++] = all[i];
-    ret_files[count] = NULL;
 }

@@ -11,7 +11,7 @@
 
 #include "common/cleanup.h"
 
-static _Atomic int log_level = LOG_LEVEL_WARNING;
+static _Atomic int log_level = LOG_LEVEL_NOTICE;
 static _Atomic bool log_use_syslog;
 
 void log_set_level(enum log_level level)
@@ -42,9 +42,8 @@ static void defuse(char *text)
 void log_line(enum log_level level, const char *format, ...)
 {
     static const int priority[] = {
-        [LOG_LEVEL_ERROR] = LOG_ERR,
-        [LOG_LEVEL_WARNING] = LOG_WARNING,
-        [LOG_LEVEL_INFO] = LOG_INFO,
+        [LOG_LEVEL_ERROR] = LOG_ERR,     [LOG_LEVEL_WARNING] = LOG_WARNING,
+        [LOG_LEVEL_NOTICE] = LOG_NOTICE, [LOG_LEVEL_INFO] = LOG_INFO,
         [LOG_LEVEL_DEBUG] = LOG_DEBUG,
     };
     int saved_errno = errno;

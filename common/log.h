@@ -8,9 +8,15 @@
  * a line is written in one piece. Libraries log what is worth knowing but is no error of theirs;
  * errors are returned (error.h).
  */
-enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+enum log_level {
+    LOG_LEVEL_ERROR,
+    LOG_LEVEL_WARNING,
+    LOG_LEVEL_NOTICE, /* not wrong, but everybody should see it */
+    LOG_LEVEL_INFO,
+    LOG_LEVEL_DEBUG,
+};
 
-/* Lines above `level` are dropped. The default is LOG_LEVEL_WARNING. */
+/* Lines above `level` are dropped. The default is LOG_LEVEL_NOTICE. */
 void log_set_level(enum log_level level);
 bool log_enabled(enum log_level level);
 
@@ -21,5 +27,6 @@ void log_line(enum log_level level, const char *format, ...) __attribute__((form
 
 #define log_error(...) log_line(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warning(...) log_line(LOG_LEVEL_WARNING, __VA_ARGS__)
+#define log_notice(...) log_line(LOG_LEVEL_NOTICE, __VA_ARGS__)
 #define log_info(...) log_line(LOG_LEVEL_INFO, __VA_ARGS__)
 #define log_debug(...) log_line(LOG_LEVEL_DEBUG, __VA_ARGS__)

@@ -275,6 +275,15 @@ int id_block_make(const struct id_block *block, const struct id_key *key,
     return 0;
 }
 
+/* By the key itself: there are programs that fill in its algorithm in any case. */
+bool id_auth_has_author(const uint8_t id_auth[static ID_AUTH_SIZE])
+{
+    for (size_t i = 0; i < KEY_SIZE; i++)
+        if (id_auth[AUTH_AUTHOR_KEY + i] != 0)
+            return true;
+    return false;
+}
+
 /* --- Files --- */
 
 static size_t base64_size(size_t size)

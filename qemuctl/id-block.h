@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/cleanup.h"
@@ -55,3 +56,6 @@ int id_block_write(const char *path, const uint8_t *bytes, size_t size, struct e
 
 /* Reads such a file of exactly `size` bytes, or one that holds the bytes themselves. */
 int id_block_read(const char *path, size_t size, uint8_t *ret, struct error *err);
+
+/* Whether the authentication holds an author's key, as QEMU's author-key-enabled has to say. */
+bool id_auth_has_author(const uint8_t id_auth[static ID_AUTH_SIZE]);

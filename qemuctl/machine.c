@@ -59,11 +59,12 @@ static int add_flash(struct argv *argv, unsigned unit, const char *file, const c
 static int add_firmware(struct argv *argv, const struct machine_firmware *firmware,
                         struct error *err)
 {
-    const char *flash = firmware->bios_in_flash ? firmware->bios : firmware->code;
+    const bool in_flash = firmware->bios_in_flash && firmware->bios != NULL;
+    const char *flash = in_flash ? firmware->bios : firmware->code;
     int r = 0;
 
     assert(firmware->bios == NULL || firmware->code == NULL);
-    if (!firmware->bios_in_flash)
+    if (!in_flash)
         argv_add_pair(argv, "-bios", firmware->bios);
     if (flash != NULL)
         r = add_flash(argv, 0, flash, "readonly=on", err);
@@ -140,14 +141,20 @@ static int add_all(struct argv *argv, const struct machine_options *options, str
         argv_add(argv, "-enable-kvm");
     else
         argv_add_pair(argv, "-accel", "tcg");
-    argv_add_pair(argv, "-cpu", options->cpu != NULL ? options->cpu : kvm ? "host" : "max");
-    argv_add_pair(argv, "-machine", "q35");
+    argv_add_pair(argv, "-cpu",
+                  options->cpu != NULL   ? options->cpu
+                  : options->sev != NULL ? MACHINE_CPU_SEV
+                  : kvm                  ? "host"
+                                         : "max");
+    argv_add_pair(argv, "-machine", sev_machine(options->sev));
     add_cpus_and_memory(argv, options);
     argv_add(argv, "-no-reboot");
     argv_add(argv, "-nographic");
     argv_add_pair(argv, "-serial", "stdio");
     argv_add_pair(argv, "-monitor", "none");
     r = add_qmp_server(argv, options->qmp_socket, err);
+    if (r == 0 && options->sev != NULL)
+        r = sev_add(argv, options->sev, options->memory / MIB, err);
     if (r == 0)
         r = add_firmware(argv, &options->firmware, err);
     for (size_t i = 0; r == 0 && i < options->disk_count; i++)

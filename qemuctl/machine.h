@@ -9,6 +9,7 @@
 #include "qemuctl/accel.h"
 #include "qemuctl/argv.h"
 #include "qemuctl/net.h"
+#include "qemuctl/sev.h"
 
 /* The virtual machine that a QEMU is to make. Paths are QEMU's to open. */
 
@@ -35,8 +36,9 @@ struct machine_firmware {
 struct machine_options {
     const char *qemu; /* program, found as execvp() does; NULL: MACHINE_QEMU_DEFAULT */
     enum accel accel;
-    const char *cpu; /* NULL: "host" under KVM, "max" under TCG */
-    uint64_t memory; /* bytes, a multiple of 1 MiB */
+    const char *cpu; /* NULL: "host" under KVM, "max" under TCG, MACHINE_CPU_SEV with `sev` */
+    const struct sev_options *sev; /* the memory is encrypted; or NULL */
+    uint64_t memory;               /* bytes, a multiple of 1 MiB */
     unsigned cpus;
     struct machine_firmware firmware;
     const char *kernel, *initrd, *append; /* each or NULL */
@@ -52,6 +54,9 @@ struct machine_options {
 };
 
 #define MACHINE_QEMU_DEFAULT "qemu-system-x86_64"
+
+/* A model whose launch digests can be known, whatever CPU the host has. */
+#define MACHINE_CPU_SEV "EPYC-v4"
 
 /* Builds the whole argument list. The serial console is on QEMU's stdin and stdout. *ret must be
  * ARGV_INIT. */

@@ -23,8 +23,16 @@ guest's console on stdin and stdout. The script is the file $FAKE_QEMU_SCRIPT, a
     stubborn        neither QMP's quit nor SIGTERM ends it
     wait            for ever
 
+With `-machine none` it is asked what it can do, and follows no script:
+
+    $FAKE_QEMU_VERSION  is its version (7.2.0)
+    $FAKE_QEMU_OBJECTS  are what -object takes ("sev-guest")
+    $FAKE_QEMU_SEV      is the C-bit that query-sev-capabilities tells, or else its error
+    $FAKE_QEMU_ASKED    is what it does when it is asked: "silent", "exit", "garbage", "nothing" (answers that
+                        are none)
+
 The script begins once the supervisor has negotiated QMP, except if QMP is silent or talks garbage.
-$FAKE_QEMU_LOG gets a line for the process id and for each QMP command and signal.
+$FAKE_QEMU_LOG gets a line for the process id, for the arguments, and for each QMP command and signal.
 """
 
 import fcntl
@@ -93,6 +101,42 @@ def serve_qmp():
                 shut_down("guest-shutdown")
         else:
             send({"error": {"class": "CommandNotFound", "desc": "no such command"}})
+
+
+def answer(command):
+    """What a QEMU without a machine says of itself."""
+    major, minor, micro = map(int, os.environ.get("FAKE_QEMU_VERSION", "7.2.0").split("."))
+    if command == "query-version":
+        return {"return": {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": ""}}
+    if command == "qom-list-types":
+        names = os.environ.get("FAKE_QEMU_OBJECTS", "sev-guest").split() + ["secret", "iothread"]
+        return {"return": [{"name": name, "parent": "object"} for name in names]}
+    if command == "query-sev-capabilities":
+        sev = os.environ.get("FAKE_QEMU_SEV", "SEV is not enabled in KVM")
+        if "accel=kvm" not in sys.argv[sys.argv.index("-machine") + 1]:
+            sev = "KVM not enabled"
+        if sev.isdigit():
+            return {"return": {"cbitpos": int(sev), "reduced-phys-bits": 1, "pdh": "", "cert-chain": ""}}
+        return {"error": {"class": "GenericError", "desc": sev}}
+    return {"return": {}}
+
+
+def be_asked():
+    how = os.environ.get("FAKE_QEMU_ASKED", "")
+    log("asked " + options("-machine")[0])
+    if how == "silent":
+        time.sleep(1000)
+    if how == "exit":
+        sys.exit("fake: cannot do that")
+    if how == "garbage":
+        qmp.sendall(b"\x00\x01\x02\n")
+        time.sleep(1000)
+    send({"QMP": {"version": {}, "capabilities": []}})
+    for line in qmp.makefile("rb"):
+        command = json.loads(line)["execute"]
+        log("qmp " + command)
+        send({"return": {}} if how == "nothing" else answer(command))
+    os._exit(0)
 
 
 def on_sigterm(number, frame):
@@ -198,10 +242,8 @@ def run(command, argument):
 def main():
     global qmp
     log("pid %d" % os.getpid())
+    log("argv " + json.dumps(sys.argv[1:]))
     signal.signal(signal.SIGTERM, on_sigterm)
-    with open(os.environ["FAKE_QEMU_SCRIPT"]) as file:
-        script = [line.rstrip("\n").partition(" ")[::2] for line in file if line.strip()]
-    modes.update(script)
     for chardev in options("-chardev"):
         if "fd" in fields(chardev):
             qmp = socket.socket(fileno=int(fields(chardev)["fd"]))
@@ -210,6 +252,11 @@ def main():
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(fields(chardev)["path"])
             kept.append(listener)
+    if options("-machine")[0].startswith("none"):
+        be_asked()
+    with open(os.environ["FAKE_QEMU_SCRIPT"]) as file:
+        script = [line.rstrip("\n").partition(" ")[::2] for line in file if line.strip()]
+    modes.update(script)
     if "silent" not in modes:
         threading.Thread(target=serve_qmp, daemon=True).start()
         if "garbage" not in modes:

@@ -12,6 +12,84 @@
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define GIB (UINT64_C(1) << 30)
 
+/* --- Encrypted guests --- */
+
+static uint8_t host_data[SEV_HOST_DATA_SIZE] = {0xff, 0xfe};
+static uint8_t id_block[ID_BLOCK_SIZE], id_auth[ID_AUTH_SIZE], id_auth_author[ID_AUTH_SIZE];
+
+static const struct sev_options snp = {
+    .mode = SEV_MODE_SNP,
+    .cbitpos = 51,
+    .policy = 0x30000,
+    .host_data = host_data,
+};
+static const struct sev_options fork_snp = {
+    .mode = SEV_MODE_SNP,
+    .dialect = SNP_AMD_FORK,
+    .cbitpos = 47,
+    .policy = 0xb0000,
+    .policy_set = true,
+};
+static const struct sev_options es = {
+    .mode = SEV_MODE_SEV_ES, .cbitpos = 51, .policy = 5, .kernel = true};
+static const struct sev_options fork_sev = {
+    .mode = SEV_MODE_SEV, .dialect = SNP_AMD_FORK, .cbitpos = 51, .policy = 1};
+
+static void test_policy(void **state)
+{
+    (void)state;
+    static const struct {
+        enum sev_mode mode;
+        uint64_t policy;
+        bool good;
+    } cases[] = {
+        {SEV_MODE_SNP, 0x20000, true},
+        {SEV_MODE_SNP, 0x3001f, true},
+        {SEV_MODE_SNP, 0x10000, false},
+        {SEV_MODE_SNP, 0, false},
+        {SEV_MODE_SEV, 0, true},
+        {SEV_MODE_SEV, 0xffff0003, true},
+        {SEV_MODE_SEV, 5, false},
+        {SEV_MODE_SEV, UINT64_C(1) << 32, false},
+        {SEV_MODE_SEV_ES, 5, true},
+        {SEV_MODE_SEV_ES, 1, false},
+        {SEV_MODE_SEV_ES, UINT64_C(0x100000004), false},
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++)
+        if ((sev_policy_check(cases[i].mode, cases[i].policy, NULL) == 0) != cases[i].good)
+            fail_msg("case %zu", i);
+    for (int mode = SEV_MODE_SEV; mode <= SEV_MODE_SNP; mode++)
+        assert_int_equal(
+            sev_policy_check((enum sev_mode)mode, sev_policy_default((enum sev_mode)mode), NULL),
+            0);
+}
+
+/* The text that is an item's of an object with an identity, behind "kernel-hashes=on". */
+static void test_identity(void **state)
+{
+    (void)state;
+    struct sev_options options = snp;
+
+    id_auth_author[0x880 + 5] = 1;
+    for (int i = 0; i < 3; i++) {
+        static const char *const ends[] = {"", ",author-key-enabled=on", ",auth-key-enabled=on"};
+        _cleanup_argv_ struct argv argv = ARGV_INIT;
+        options.dialect = i == 2 ? SNP_AMD_FORK : SNP_UPSTREAM;
+        options.id_block = id_block;
+        options.id_auth = i == 0 ? id_auth : id_auth_author;
+        assert_int_equal(sev_add(&argv, &options, 1024, NULL), 0);
+        const char *guest = argv.items[i == 2 ? 5 : 3];
+        const char *auth = strstr(guest, ",id-auth=");
+        assert_non_null(strstr(guest, ",host-data=//4AAAAA"));
+        assert_non_null(strstr(guest, ",id-block=AAAAAAAA"));
+        assert_non_null(auth);
+        /* 4096 bytes are 5464 characters. */
+        assert_int_equal(strcspn(auth + 9, ","), 5464);
+        assert_string_equal(auth + 9 + 5464, ends[i]);
+    }
+}
+
 /* --- The machine --- */
 
 #define NO_REBOOT "-no-reboot -nographic -serial stdio -monitor none "
@@ -104,6 +182,54 @@ static const struct {
         "-m 1024M,slots=5,maxmem=9216M " NO_REBOOT
         "-drive if=pflash,format=raw,unit=0,file=OVMF.fd,readonly=on -nic none",
     },
+    {
+        {.accel = ACCEL_KVM,
+         .sev = &snp,
+         .memory = GIB,
+         .cpus = 2,
+         .firmware = {.bios = "OVMF.fd"}},
+        "qemu-system-x86_64 -enable-kvm -cpu EPYC-v4 "
+        "-machine q35,confidential-guest-support=sev0,memory-backend=ram1,vmport=off "
+        "-smp 2,maxcpus=16 -m 1024M,slots=5,maxmem=9216M " NO_REBOOT
+        "-object memory-backend-memfd,id=ram1,size=1024M,share=true,prealloc=false "
+        "-object sev-snp-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy=0x30000,"
+        "kernel-hashes=on,host-data=//4AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= "
+        "-bios OVMF.fd -nic none",
+    },
+    {
+        {.accel = ACCEL_KVM,
+         .cpu = "EPYC-Milan",
+         .sev = &fork_snp,
+         .memory = GIB,
+         .cpus = 2,
+         .firmware = {.bios = "OVMF.fd", .bios_in_flash = true}},
+        "qemu-system-x86_64 -enable-kvm -cpu EPYC-Milan -machine q35 "
+        "-smp 2,maxcpus=16 -m 1024M,slots=5,maxmem=9216M " NO_REBOOT
+        "-machine memory-encryption=sev0,vmport=off "
+        "-object memory-backend-memfd-private,id=ram1,size=1024M,share=true "
+        "-object sev-snp-guest,id=sev0,cbitpos=47,reduced-phys-bits=1,discard=none,policy=0xb0000,"
+        "kernel-hashes=on -machine memory-backend=ram1,kvm-type=protected "
+        "-drive if=pflash,format=raw,unit=0,file=OVMF.fd,readonly=on -nic none",
+    },
+    {
+        {.accel = ACCEL_KVM,
+         .sev = &es,
+         .memory = GIB,
+         .cpus = 2,
+         .firmware = {.code = "OVMF.fd", .bios_in_flash = true}},
+        "qemu-system-x86_64 -enable-kvm -cpu EPYC-v4 "
+        "-machine q35,confidential-guest-support=sev0,vmport=off "
+        "-smp 2,maxcpus=16 -m 1024M,slots=5,maxmem=9216M " NO_REBOOT
+        "-object sev-guest,id=sev0,policy=0x5,cbitpos=51,reduced-phys-bits=1,kernel-hashes=on "
+        "-drive if=pflash,format=raw,unit=0,file=OVMF.fd,readonly=on -nic none",
+    },
+    {
+        {.accel = ACCEL_KVM, .sev = &fork_sev, .memory = GIB, .cpus = 2},
+        "qemu-system-x86_64 -enable-kvm -cpu EPYC-v4 -machine q35 "
+        "-smp 2,maxcpus=16 -m 1024M,slots=5,maxmem=9216M " NO_REBOOT
+        "-machine memory-encryption=sev0,vmport=off "
+        "-object sev-guest,id=sev0,policy=0x1,cbitpos=51,reduced-phys-bits=1 -nic none",
+    },
 };
 
 static void test_machine(void **state)
@@ -188,8 +314,8 @@ static void test_forward_clash(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_machine),
-        cmocka_unit_test(test_forward),
+        cmocka_unit_test(test_policy),        cmocka_unit_test(test_identity),
+        cmocka_unit_test(test_machine),       cmocka_unit_test(test_forward),
         cmocka_unit_test(test_forward_clash),
     };
 
