@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "common/io.h"
+#include "provision/steps.h"
 
 #define CLIENT_NAME "key"
 #define HOST_NAME "host-key"
@@ -239,5 +240,12 @@ int keys_forget(struct build *build, struct error *err)
         if (unlink(path) < 0 && errno != ENOENT)
             return error_set_errno(err, errno, "%s: cannot remove", path);
     }
+    /* cloud-init's seed has them, too. */
+    const struct step *install = recipe_step(build->recipe, NULL, "install");
+    _cleanup_free_ char *seed = NULL;
+    if (asprintf(&seed, "%s/steps/%s/" SEED_NAME, build->work, install->folder) < 0)
+        return error_oom(err);
+    if (unlink(seed) < 0 && errno != ENOENT)
+        return error_set_errno(err, errno, "%s: cannot remove", seed);
     return 0;
 }

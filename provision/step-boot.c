@@ -95,6 +95,18 @@ static int find_kernel(struct build *build, struct guest_options *guest, struct 
     return 0;
 }
 
+/* What cloud-init is told: of an image that has it. *ret is owned, or NULL. */
+static int find_seed(const struct build *build, char **ret, struct error *err)
+{
+    const struct step *install = recipe_step(build->recipe, NULL, "install");
+    _cleanup_free_ char *path = NULL;
+
+    if (asprintf(&path, "%s/steps/%s/" SEED_NAME, build->work, install->folder) < 0)
+        return error_oom(err);
+    *ret = access(path, R_OK) == 0 ? TAKE_PTR(path) : NULL;
+    return 0;
+}
+
 static int run(struct build *build, struct step *step, struct error *err)
 {
     const struct boot_step *options = step->options;
@@ -108,9 +120,12 @@ static int run(struct build *build, struct step *step, struct error *err)
         .append = options->append,
         .ssh = true,
     };
-    _cleanup_free_ char *kernel = NULL;
-    int r = 0;
+    _cleanup_free_ char *kernel = NULL, *seed = NULL;
 
+    int r = find_seed(build, &seed, err);
+    if (r < 0)
+        return r;
+    guest.seed = seed;
     if (is_new(options)) {
         r = find_kernel(build, &guest, &boot, err);
     } else if (options->kernel != NULL) {

@@ -5,9 +5,12 @@
 #include "provision/internal.h"
 
 /* All kinds of steps; each is in step-NAME.c, and stands in the table of steps.c. */
-extern const struct step_type step_boot, step_copy, step_debs, step_fetch, step_hash,
-    step_initramfs, step_manifest, step_mmdebstrap, step_run, step_seal, step_service,
+extern const struct step_type step_boot, step_cloud, step_copy, step_iso, step_debs, step_fetch,
+    step_hash, step_initramfs, step_manifest, step_mmdebstrap, step_run, step_seal, step_service,
     step_shutdown;
+
+/* In the folder of `install: cloud-image`: what the first boot has as second disk. */
+#define SEED_NAME "seed.iso"
 
 /* What the step `boot` says. */
 struct boot_step {

@@ -168,6 +168,38 @@ wrong_step "no CPU" "step 3, boot: cpus: '0' is less than 1" "  - boot: {cpus: 0
 wrong_step "a user" "step 4, boot: user: 'a b' cannot be one" "  - boot: {user: a b}" "  - shutdown"
 wrong_step "OVMF's variables alone" "step 4, boot: ovmf-vars: needs ovmf-code" "  - boot: {ovmf-vars: file}" "  - shutdown"
 
+# --- Installers and images ---
+
+# wrong_iso DESCRIPTION REGEX KEY…
+wrong_iso()
+{
+    local description=$1 regex=$2
+    shift 2
+    wrong "$description" '[0-9]+' "$regex" < <(
+        printf 'name: t\nsteps:\n  - disk: 100M\n  - install: iso\n'
+        printf '    %s\n' "$@"
+    )
+}
+wrong_iso "no ISO" "step 2, install: iso: is missing" "user-data: file"
+wrong_iso "an ISO that is not there" "step 2, install: iso: .*/gone.iso: No such file" "iso: gone.iso" "user-data: file"
+wrong_iso "no answers" "step 2, install: one of user-data and preseed is needed" "iso: file"
+wrong_iso "two kinds of answers" "step 2, install: one of user-data and preseed is needed" \
+    "iso: file" "user-data: file" "preseed: file"
+wrong_iso "a command line without an address" "step 2, install: append: has no @URL@" "iso: file" "user-data: file" "append: x"
+wrong_iso "no expression" "step 2, install: failure: '\(' is no regular expression" "iso: file" "user-data: file" "failure: ("
+wrong "partitions for an installer" 3 'step 1, disk: partitions: install: iso partitions the disk by itself' < <(
+    printf 'name: t\nsteps:\n  - disk: {size: 100M, partitions: [{type: root}]}\n  - install: iso\n    iso: file\n    user-data: file\n'
+)
+wrong "an ISO without a disk" 3 'step 1, install: a disk step must come before' < <(
+    printf 'name: t\nsteps:\n  - install: iso\n    iso: file\n    user-data: file\n'
+)
+wrong "a cloud image that is not there" 4 'step 1, install: image: .*/gone: No such file' < <(
+    printf 'name: t\nsteps:\n  - install: cloud-image\n    image: gone\n'
+)
+wrong "a command in an image without a guest" 5 'step 2, run: no guest runs here: a boot step must come before' < <(
+    printf 'name: t\nsteps:\n  - install: cloud-image\n    image: file\n  - run: [x]\n'
+)
+
 # --- All at once ---
 
 cat >r.yaml <<'END'

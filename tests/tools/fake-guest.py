@@ -15,7 +15,13 @@ $FAKE_GUEST_MODE, words that change that:
     other-key   sshd has another host key
     no-login    sshd does not know the build's key
     hangs       powering off does nothing
-    install     an installer: fetches the user-data that the kernel command line tells, and powers off
+
+An installer is told by an -append with an address: it fetches what it is to do into the tree, lets another
+process try the same, and powers off. Words for it:
+
+    mute        it does not ask
+    failing     it says that it failed
+    slow        it takes long
 """
 
 import json
@@ -29,6 +35,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 
 work = os.environ["FAKE_GUEST_WORK"]
@@ -125,14 +132,32 @@ def prctl_death():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
+def fetch(url):
+    return urllib.request.urlopen(url, timeout=10).read()
+
+
 def install():
-    append = (options("-append") or [""])[0]
-    match = re.search(r"s=http://10\.0\.2\.2:(\d+)(/\S*)", append)
-    base = f"http://127.0.0.1:{match.group(1)}{match.group(2)}"
-    for name in ("user-data", "meta-data", "vendor-data"):
-        with open(f"{tree}/{name}", "wb") as file:
-            file.write(urllib.request.urlopen(base + name, timeout=10).read())
-    say("installed")
+    say("installing")
+    if "failing" in modes:
+        say("curtin: Installation failed with exception")
+        time.sleep(60)
+    if "slow" in modes:
+        time.sleep(60)
+    base = re.search(r"http://10\.0\.2\.2:(\d+/\S*)", options("-append")[0]).group(1)
+    for name in ("user-data", "/meta-data", "vendor-data"):
+        if "mute" not in modes:
+            with open(f"{tree}/{name.strip('/')}", "wb") as file:
+                file.write(fetch(f"http://127.0.0.1:{base}{name}"))
+    with open(tree + "/intruder", "w") as file:
+        subprocess.run([sys.executable, "-c", "import sys, urllib.request; "
+                        f"print(urllib.request.urlopen('http://127.0.0.1:{base}user-data').read())"],
+                       stdout=file, stderr=subprocess.STDOUT)
+    for other in ("x", "../user-data", "user-data/x"):
+        try:
+            fetch(f"http://127.0.0.1:{base}{other}")
+            say("served " + other)
+        except urllib.error.HTTPError as error:
+            say(f"{other}: {error.code}")
     shut_down("guest-shutdown")
 
 
@@ -150,7 +175,7 @@ if "dies" in modes:
     end(1)
 if "off" in modes:
     shut_down("guest-shutdown")
-if "install" in modes and options("-append") and "s=http" in options("-append")[0]:
+if options("-append") and "http://" in options("-append")[0]:
     install()
 if "no-ssh" not in modes:
     start_sshd()
