@@ -171,6 +171,30 @@ is "and goes on behind what it cannot copy" "$(q cp i.img:/none i.img:/etc/one o
     "qverity: i.img: /none: No such file or directory
 1"
 
+# What is not complete leaves nothing behind.
+for i in {1..2000}; do
+    echo "$i" >"tree/many/$i"
+done
+mke2fs -q -F -t ext4 -d tree/many many.img 32M >/dev/null
+mkdir limited
+refused "a file that is too large for where it goes" 1 '^qverity: limited/hole: File too large$' \
+    bash -c "ulimit -f 100000; exec '$QVERITY' cp i.img:/hole limited"
+is "leaves no part of the file" "$(ls -A limited)" ""
+for i in {1..20}; do
+    rm -rf interrupted
+    "$QVERITY" cp -q -r many.img:/ interrupted 2>err &
+    pid=$!
+    until [ -e interrupted/1 ]; do
+        kill -0 $pid 2>/dev/null || break
+    done
+    kill -TERM $pid
+    wait $pid
+    code=$?
+    [ $code -ne 143 ] || break
+done 2>/dev/null
+is "SIGTERM ends it" "$code $(cat err)" "143 "
+is "and leaves no part of a file" "$(find interrupted -name '.qverity-*')" ""
+
 # --- Nothing is written where a file system's maker wants it ---
 
 # One with two entries of one name, and a directory that is within itself. Blocks without checksums can be
