@@ -166,8 +166,8 @@ static int plan(const struct build *build, const struct step *step, struct plan_
     char size[FORMAT_SIZE_MAX];
     int r = 0;
 
-    (void)build;
-    if (disk_layout(options, &layout) != NULL)
+    const struct step *install = recipe_step(build->recipe, NULL, "install");
+    if (strcmp(install->type->variant, "mmdebstrap") != 0 || disk_layout(options, &layout) != NULL)
         return plan_action(plan, err, "a blank disk of %s", format_size(options->size, size));
     for (size_t i = 0; r == 0 && i < layout.count; i++)
         r = plan_action(plan, err, "partition %zu: %s, %s", i + 1, types[layout.partitions[i].type],
