@@ -41,7 +41,8 @@ struct worker {
     struct segment *segment; /* that runs are made of */
     struct segment *active;  /* all that were not given back */
     struct segment *free;
-    unsigned runs; /* started and not yet hashed */
+    struct node_batch batch; /* of segments given back */
+    unsigned runs;           /* started and not yet hashed */
     bool plan_ended;
 };
 
@@ -263,7 +264,7 @@ static int make_run(struct worker *worker, struct segment *segment, struct run *
 
 static int finish_segment(struct worker *worker, struct segment *segment, struct error *err)
 {
-    int r = segment_finish(&worker->build->plan, segment, err);
+    int r = segment_finish(&worker->build->plan, segment, &worker->batch, err);
 
     for (struct segment **p = &worker->active;; p = &(*p)->next)
         if (*p == segment) {
@@ -389,7 +390,7 @@ static int work(struct worker *worker, struct error *err)
                 reader_put_run(worker->reader, run);
         }
         if (worker->runs == 0 && !more)
-            return 0;
+            return node_batch_flush(&build->plan, &worker->batch, err);
         struct run *finished = NULL;
         int r = reader_finished(worker->reader, run == NULL || !more, &finished, err);
         if (r == 0 && finished != NULL)
@@ -406,7 +407,9 @@ static void *worker_main(void *arg)
     struct worker worker = {.build = build};
 
     unsigned without_uring = build->plan.base != NULL ? RUNS_WITHOUT_URING : 0;
-    int r = reader_new(build->tree, &build->files, without_uring, &worker.reader, &err);
+    int r = node_batch_init(&build->plan, &worker.batch, &err);
+    if (r == 0)
+        r = reader_new(build->tree, &build->files, without_uring, &worker.reader, &err);
     if (r == 0)
         r = work(&worker, &err);
     if (r < 0)
@@ -425,6 +428,7 @@ static void *worker_main(void *arg)
         worker.free = segment->next;
         segment_free(segment);
     }
+    node_batch_free(&build->plan, &worker.batch);
     return NULL;
 }
 

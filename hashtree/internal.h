@@ -264,7 +264,7 @@ struct segment {
     struct map_cursor map; /* for `position` */
     uint64_t fresh_end;    /* bytes of the data: up to here all is hashed, zeros being skipped */
     uint64_t stretch_end;  /* bytes of the data: what lies between `position` and here is hashed */
-    uint8_t *digests;      /* what comes out, a slot each */
+    uint8_t *digests;      /* if unit is 0: what comes out, a slot each */
     bool *digests_set;
     struct {
         uint64_t first, count;
@@ -289,8 +289,31 @@ struct block_range {
 void segment_open(struct plan *plan, struct segment *segment, uint64_t block,
                   struct block_range *ret_fresh);
 
-/* Makes the nodes, tells the sink, and gives the digests and the count to the parent. */
-int segment_finish(struct plan *plan, struct segment *segment, struct error *err);
+/*
+ * Topmost nodes of a worker's last segments, hashed together: one alone, as scattered data has
+ * them, would leave most of a hash kernel's lanes empty.
+ */
+#define BATCH_NODES 16
+
+struct node_batch {
+    unsigned count;
+    struct {
+        struct shared_node *parent; /* one count in its `pending` */
+        uint8_t *slot;              /* in its block */
+    } to[BATCH_NODES];
+    uint8_t *blocks;
+};
+
+int node_batch_init(const struct plan *plan, struct node_batch *batch, struct error *err);
+/* Hashes the nodes into their parents, and gives these their counts. */
+int node_batch_flush(struct plan *plan, struct node_batch *batch, struct error *err);
+/* Gives back the counts of nodes that are left, which only a plan that is stopped has. */
+void node_batch_free(struct plan *plan, struct node_batch *batch);
+
+/* Makes the nodes, tells the sink, and gives the digests and the count to the parent, or the nodes
+ * to `batch` for that. */
+int segment_finish(struct plan *plan, struct segment *segment, struct node_batch *batch,
+                   struct error *err);
 
 /* Whether all bytes are zeros. */
 bool is_zeros(const uint8_t *data, size_t length);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A segment: the part of the tree that one worker makes alone. Nothing here is shared with other
- * threads but the parent node, whose slots for this segment are ours.
+ * threads but the parent node, whose slots for this segment are ours. Its topmost nodes wait in the
+ * worker's batch until enough are there to be hashed together.
  *
  * Only nodes with data below them are made ("touched"). They begin as constant nodes, or as the
  * base's; the parent begins as one, too, so that untouched nodes need not be given to it.
@@ -69,10 +70,11 @@ int segment_new(const struct plan *plan, struct segment **ret, struct error *err
             return error_oom(err);
         }
     }
-    uint64_t most = plan->segment_blocks >> (g->fanout_bits * plan->unit);
-    segment->digests = calloc(most, g->digest_slot);
-    segment->digests_set = malloc(most);
-    if (segment->digests == NULL || segment->digests_set == NULL) {
+    if (plan->unit == 0) {
+        segment->digests = calloc(plan->segment_blocks, g->digest_slot);
+        segment->digests_set = malloc(plan->segment_blocks);
+    }
+    if (plan->unit == 0 && (segment->digests == NULL || segment->digests_set == NULL)) {
         segment_free(segment);
         return error_oom(err);
     }
@@ -114,7 +116,8 @@ void segment_start(const struct plan *plan, struct segment *segment, const struc
         segment->levels[level].count = count;
         memset(segment->levels[level].touched, false, count);
     }
-    memset(segment->digests_set, false, plan->segment_blocks >> (bits * plan->unit));
+    if (plan->unit == 0)
+        memset(segment->digests_set, false, plan->segment_blocks);
 }
 
 /*
@@ -126,10 +129,9 @@ static uint8_t *child_slot(const struct plan *plan, struct segment *segment, uns
 {
     const struct verity_geometry *g = &plan->tree->geometry;
 
-    if (level == plan->unit) {
-        uint64_t first = segment->first_block >> (g->fanout_bits * level);
+    if (plan->unit == 0) {
         *room = UINT64_MAX;
-        return segment->digests + (child - first) * g->digest_slot;
+        return segment->digests + (child - segment->first_block) * g->digest_slot;
     }
     uint64_t index = child >> g->fanout_bits;
     uint64_t slot = child & ((UINT64_C(1) << g->fanout_bits) - 1);
@@ -150,10 +152,8 @@ static int hash_children(const struct plan *plan, struct segment *segment, unsig
 {
     const struct verity_geometry *g = &plan->tree->geometry;
 
-    if (level == plan->unit) {
-        uint64_t first = segment->first_block >> (g->fanout_bits * level);
-        memset(segment->digests_set + (child - first), true, count);
-    }
+    if (plan->unit == 0)
+        memset(segment->digests_set + (child - segment->first_block), true, count);
     while (count > 0) {
         uint64_t room;
         uint8_t *slot = child_slot(plan, segment, level, child, &room);
@@ -281,11 +281,82 @@ static int tell_sink(const struct plan *plan, const struct segment *segment, uns
     return 0;
 }
 
-/* Hashes the touched nodes of `level` into the level above. */
-static int finish_level(const struct plan *plan, struct segment *segment, unsigned level,
-                        struct error *err)
+/* --- Finishing --- */
+
+int node_batch_init(const struct plan *plan, struct node_batch *batch, struct error *err)
+{
+    batch->count = 0;
+    batch->blocks = calloc(BATCH_NODES, plan->tree->geometry.hash_block_size);
+    return batch->blocks != NULL ? 0 : error_oom(err);
+}
+
+int node_batch_flush(struct plan *plan, struct node_batch *batch, struct error *err)
+{
+    const struct verity_geometry *g = &plan->tree->geometry;
+    uint8_t digests[BATCH_NODES * VERITY_DIGEST_MAX];
+    unsigned count = batch->count;
+
+    int r = hasher_hash_blocks(plan->tree->hasher, batch->blocks, g->hash_block_size, count,
+                               digests, VERITY_DIGEST_MAX, err);
+    if (r < 0)
+        atomic_store(plan->stop, true);
+    else
+        atomic_fetch_add_explicit(&plan->tree->nodes_computed, count, memory_order_relaxed);
+    batch->count = 0;
+    for (unsigned i = 0; i < count; i++) {
+        if (r == 0)
+            memcpy(batch->to[i].slot, digests + i * VERITY_DIGEST_MAX, g->digest_size);
+        int released = node_release(plan, batch->to[i].parent, r == 0 ? err : NULL);
+        if (r == 0)
+            r = released;
+    }
+    return r;
+}
+
+void node_batch_free(struct plan *plan, struct node_batch *batch)
+{
+    for (unsigned i = 0; i < batch->count; i++)
+        node_release(plan, batch->to[i].parent, NULL);
+    free(batch->blocks);
+}
+
+/* Adds node `index` of the level below the parent's. */
+static int node_batch_add(struct plan *plan, struct node_batch *batch, struct shared_node *parent,
+                          uint64_t index, const uint8_t *block, struct error *err)
+{
+    const struct verity_geometry *g = &plan->tree->geometry;
+    uint64_t slot = index & ((UINT64_C(1) << g->fanout_bits) - 1);
+
+    atomic_fetch_add_explicit(&parent->pending, 1, memory_order_relaxed);
+    memcpy(batch->blocks + batch->count * (size_t)g->hash_block_size, block, g->hash_block_size);
+    batch->to[batch->count].parent = parent;
+    batch->to[batch->count].slot = parent->block + slot * g->digest_slot;
+    batch->count++;
+    return batch->count == BATCH_NODES ? node_batch_flush(plan, batch, err) : 0;
+}
+
+/* Hashes `count` nodes from `place` on of `level` into the level above. */
+static int hash_nodes(struct plan *plan, struct segment *segment, unsigned level, uint64_t place,
+                      uint64_t count, struct node_batch *batch, struct error *err)
 {
     uint32_t block_size = plan->tree->geometry.hash_block_size;
+    const uint8_t *blocks = segment->levels[level].blocks + place * block_size;
+    uint64_t first = segment->levels[level].first + place;
+    int r = 0;
+
+    if (level + 1 < plan->unit) {
+        atomic_fetch_add_explicit(&plan->tree->nodes_computed, count, memory_order_relaxed);
+        return hash_children(plan, segment, level + 1, first, count, blocks, block_size, err);
+    }
+    for (uint64_t i = 0; r == 0 && i < count; i++)
+        r = node_batch_add(plan, batch, segment->parent, first + i, blocks + i * block_size, err);
+    return r;
+}
+
+/* Tells the sink of the nodes of `level`, and hashes the touched ones into the level above. */
+static int finish_level(struct plan *plan, struct segment *segment, unsigned level,
+                        struct node_batch *batch, struct error *err)
+{
     const bool *touched = segment->levels[level].touched;
     uint64_t count = segment->levels[level].count;
 
@@ -293,36 +364,39 @@ static int finish_level(const struct plan *plan, struct segment *segment, unsign
         for (n = 1; place + n < count && touched[place + n] == touched[place]; n++)
             ;
         int r = tell_sink(plan, segment, level, place, n, touched[place], err);
-        if (r == 0 && touched[place]) {
-            r = hash_children(plan, segment, level + 1, segment->levels[level].first + place, n,
-                              segment->levels[level].blocks + place * block_size, block_size, err);
-            atomic_fetch_add_explicit(&plan->tree->nodes_computed, n, memory_order_relaxed);
-        }
+        if (r == 0 && touched[place])
+            r = hash_nodes(plan, segment, level, place, n, batch, err);
         if (r < 0)
             return r;
     }
     return 0;
 }
 
-int segment_finish(struct plan *plan, struct segment *segment, struct error *err)
+/* Without nodes of its own a segment has the digests of its data blocks for the parent. */
+static void give_digests(const struct plan *plan, struct segment *segment)
 {
     const struct verity_geometry *g = &plan->tree->geometry;
-    unsigned unit_bits = g->fanout_bits * plan->unit;
+    uint64_t mask = (UINT64_C(1) << g->fanout_bits) - 1;
+
+    for (uint64_t block = segment->first_block; block < segment->end_block; block++) {
+        uint64_t i = block - segment->first_block;
+        if (segment->digests_set[i])
+            memcpy(segment->parent->block + (block & mask) * g->digest_slot,
+                   segment->digests + i * g->digest_slot, g->digest_size);
+    }
+}
+
+int segment_finish(struct plan *plan, struct segment *segment, struct node_batch *batch,
+                   struct error *err)
+{
     int r = 0;
 
     for (unsigned level = 0; r == 0 && level < plan->unit; level++)
-        r = finish_level(plan, segment, level, err);
-    if (r == 0) {
-        uint64_t first = segment->first_block >> unit_bits;
-        uint64_t count = div_round_up(segment->end_block, UINT64_C(1) << unit_bits) - first;
-        uint64_t mask = (UINT64_C(1) << g->fanout_bits) - 1;
-        for (uint64_t i = 0; i < count; i++)
-            if (segment->digests_set[i])
-                memcpy(segment->parent->block + ((first + i) & mask) * g->digest_slot,
-                       segment->digests + i * g->digest_slot, g->digest_size);
-    } else {
+        r = finish_level(plan, segment, level, batch, err);
+    if (r < 0)
         atomic_store(plan->stop, true);
-    }
+    else if (plan->unit == 0)
+        give_digests(plan, segment);
     int released = node_release(plan, TAKE_PTR(segment->parent), r == 0 ? err : NULL);
     return r < 0 ? r : released;
 }
