@@ -195,7 +195,7 @@ void boot_options_files(const struct boot_options *options,
     const char *const all[] = {options->kernel,       options->initrd,     options->bios,
                                options->ovmf_code,    options->ovmf_vars,  options->cdrom,
                                options->sev.id_block, options->sev.id_auth};
-    static_assert(sizeof(all) / sizeof(all[0]) < BOOT_FILES_MAX);
+    static_assert(sizeof(all) / sizeof(all[0]) < BOOT_FILES_MAX, "no room for all files");
     size_t count = 0;
 
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)

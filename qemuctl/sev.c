@@ -179,7 +179,7 @@ bool sev_host_cbitpos(unsigned *ret)
 #ifdef __x86_64__
     unsigned eax, ebx, ecx, edx;
 
-    if (__get_cpuid_max(0x80000000, NULL) < 0x8000001f)
+    if ((unsigned)__get_cpuid_max(0x80000000, NULL) < 0x8000001f)
         return false;
     __cpuid(0x8000001f, eax, ebx, ecx, edx);
     /* Bit 1: SEV. */
