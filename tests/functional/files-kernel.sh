@@ -19,7 +19,9 @@ losetup -d "$loop"
 fill()
 {
     local dir=$1 i
-    mkdir "$dir/kernel" "$dir/kernel/large"
+    mkdir "$dir/kernel" "$dir/kernel/large" "$dir/kernel/inline"
+    # With inline data, some entries of this directory are behind the inode's first bytes.
+    touch "$dir"/kernel/inline/{1,2,3,4,5,6,7,8,9}
     # Not written, written in part, punched.
     fallocate -l 3M "$dir/kernel/preallocated" 2>/dev/null || truncate -s 3M "$dir/kernel/preallocated"
     echo middle | dd of="$dir/kernel/preallocated" bs=1 seek=1500000 conv=notrunc status=none
