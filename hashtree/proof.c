@@ -21,21 +21,15 @@ static int next_overlay_change(void *arg, uint64_t offset, uint64_t *ret_start, 
                                struct error *err)
 {
     struct overlay_changes *o = arg;
-    uint64_t size = tree_data_size(o->tree);
-    struct extent extent;
+    uint64_t start = UINT64_MAX, end, begin = o->tree->start;
 
-    for (; offset < size; offset += extent.length) {
-        int r = image_map(o->tree->image, o->tree->start + offset, size - offset, IMAGE_MAP_LAYERS,
-                          &extent, err);
+    if (offset < tree_data_size(o->tree)) {
+        int r = image_next_above(o->tree->image, o->depth, begin + offset, &start, &end, err);
         if (r < 0)
             return r;
-        if (extent.depth < o->depth) {
-            *ret_start = offset;
-            *ret_end = offset + extent.length;
-            return 0;
-        }
     }
-    *ret_start = *ret_end = UINT64_MAX;
+    *ret_start = start != UINT64_MAX ? start - begin : UINT64_MAX;
+    *ret_end = start != UINT64_MAX ? end - begin : UINT64_MAX;
     return 0;
 }
 

@@ -459,8 +459,7 @@ static int map(struct image *image, uint64_t offset, uint64_t length, unsigned f
                 .file = piece.file,
                 .host_offset = piece.host_offset,
             };
-        else if (continues(&extent, &piece) &&
-                 ((flags & IMAGE_MAP_LAYERS) == 0 || layer->depth == extent.depth))
+        else if (continues(&extent, &piece))
             extent.length += piece.length;
         else
             break;
@@ -477,6 +476,56 @@ int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned fl
     struct image_hole_hint hint = {0};
 
     return map(image, offset, length, flags, &hint, ret, err);
+}
+
+/* Whether one of the first `depth` layers decides what is at `offset`, and for how long. */
+static int decided_above(const struct image *image, unsigned depth, uint64_t offset,
+                         uint64_t *ret_length, bool *ret_decided, struct error *err)
+{
+    uint64_t length = image_size(image) - offset;
+
+    for (size_t i = 0; i < depth && i < image->layer_count; i++) {
+        struct layer *layer = image->layers[i];
+        struct piece piece;
+
+        *ret_decided = true;
+        *ret_length = length;
+        if (offset >= layer->size)
+            return 0;
+        length = min_u64(length, layer->size - offset);
+        int r = layer->ops->map(layer, offset, length, &piece, err);
+        if (r < 0)
+            return r;
+        *ret_length = length = piece.length;
+        if (piece.kind != PIECE_UNALLOCATED)
+            return 0;
+    }
+    *ret_decided = false;
+    *ret_length = length;
+    return 0;
+}
+
+int image_next_above(struct image *image, unsigned depth, uint64_t offset, uint64_t *ret_start,
+                     uint64_t *ret_end, struct error *err)
+{
+    uint64_t size = image_size(image), start = UINT64_MAX, length;
+
+    for (unsigned pieces = 0; offset < size && pieces < MAP_PIECES_MAX; offset += length) {
+        bool found = start != UINT64_MAX, decided;
+        /* What is wrong behind a range that was found is told when somebody asks for it. */
+        int r = decided_above(image, depth, offset, &length, &decided, found ? NULL : err);
+        if (r < 0 && !found)
+            return r;
+        if (r < 0 || (found && !decided))
+            break;
+        if (decided && !found)
+            start = offset;
+        if (decided)
+            pieces++;
+    }
+    *ret_start = start;
+    *ret_end = start != UINT64_MAX ? offset : UINT64_MAX;
+    return 0;
 }
 
 int image_map_hinted(struct image *image, uint64_t offset, uint64_t length, unsigned flags,

@@ -90,17 +90,16 @@ struct extent {
     enum extent_kind kind;
     uint64_t start;       /* bytes of the virtual disk */
     uint64_t length;      /* bytes, more than 0 */
-    unsigned depth;       /* which image of the chain decided; 0 is the one that was opened. Of the
-                           * first bytes, unless IMAGE_MAP_LAYERS was asked for */
+    unsigned depth;       /* which image of the chain decided of the first bytes; 0 is the one that
+                           * was opened */
     size_t file;          /* DATA, COMPRESSED: number of the host file */
     uint64_t host_offset; /* DATA: where the byte at `start` is in that file; all `length` bytes lie
                            * within the file's size. COMPRESSED: where the compressed cluster is */
 };
 
 enum {
-    IMAGE_MAP_HOLES = 1 << 0,  /* holes of the host files (SEEK_HOLE) count as ZERO, too. Costs
-                                * system calls: for hashing and `map`, not for serving reads */
-    IMAGE_MAP_LAYERS = 1 << 1, /* an extent ends where another image of the chain decides */
+    IMAGE_MAP_HOLES = 1 << 0, /* holes of the host files (SEEK_HOLE) count as ZERO, too. Costs
+                               * system calls: for hashing and `map`, not for serving reads */
 };
 
 /*
@@ -112,6 +111,16 @@ enum {
  */
 int image_map(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
               struct extent *ret, struct error *err);
+
+/*
+ * The first range that ends behind `offset` (less than image_size()) and that the images above
+ * `depth` of the chain decide, be it data or zeros: all that the disk can differ in from the one at
+ * `depth`. Cut so that it begins at `offset` or behind it; UINT64_MAX twice if there is none. It
+ * may be followed by another: how far one call looks is bounded once it found something. What is
+ * below is not looked at.
+ */
+int image_next_above(struct image *image, unsigned depth, uint64_t offset, uint64_t *ret_start,
+                     uint64_t *ret_end, struct error *err);
 
 /*
  * What a host file's holes were like where image_map_hinted() looked last. Zeroed, it says nothing.

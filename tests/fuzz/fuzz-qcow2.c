@@ -97,6 +97,24 @@ static void walk(struct image *image, unsigned flags, bool *ret_failed)
     }
 }
 
+/* What the image itself decides, whatever is below. */
+static void walk_above(struct image *image)
+{
+    struct error err = ERROR_INIT;
+    uint64_t start, end;
+
+    for (uint64_t at = 0, n = 0; at < image_size(image) && n < EXTENTS_MAX; at = end, n++) {
+        int r = image_next_above(image, 1, at, &start, &end, &err);
+        if (r < 0) {
+            fuzz_expect_error(&err, r);
+            return;
+        }
+        if (start != UINT64_MAX && (start < at || end <= start || end > image_size(image)))
+            fuzz_fail("the range %#llx to %#llx at %#llx", (unsigned long long)start,
+                      (unsigned long long)end, (unsigned long long)at);
+    }
+}
+
 /* All at once, and in odd pieces. */
 static void read_twice(struct image *image)
 {
@@ -121,11 +139,13 @@ static void read_twice(struct image *image)
 
 static void load_bitmaps(struct image *image)
 {
-    static const char *const names[] = {IMAGE_BITMAP_NAME, IMAGE_BITMAP_GENERATION_NAME};
+    static const char *const names[] = {IMAGE_BITMAP_NAME, IMAGE_BITMAP_GENERATION_NAME,
+                                        IMAGE_BITMAP_WITNESS_NAME};
+    struct image_tracking *tracking;
     uint8_t generation[IMAGE_BITMAP_GENERATION_SIZE];
     struct error err = ERROR_INIT;
 
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         struct image_bitmap_bits *bits;
         uint64_t start, end, at = 0;
 
@@ -144,6 +164,11 @@ static void load_bitmaps(struct image *image)
             image_bitmap_generation(bits, generation);
         image_bitmap_free(bits);
     }
+    int r = image_tracking_load(image, &tracking, &err);
+    if (r < 0)
+        fuzz_expect_error(&err, r);
+    else
+        image_tracking_free(tracking);
 }
 
 /* The strings of the header are strings. */
@@ -176,7 +201,8 @@ static bool exercise(const struct image_options *options, char *ret_snapshots[SN
     (void)look_at_info(image);
     walk(image, 0, &failed);
     if (!failed)
-        walk(image, IMAGE_MAP_HOLES | IMAGE_MAP_LAYERS, &failed);
+        walk(image, IMAGE_MAP_HOLES, &failed);
+    walk_above(image);
     read_twice(image);
     load_bitmaps(image);
     const struct image_info *info = image_info(image, 0);

@@ -9,6 +9,7 @@
 #include "common/checked.h"
 #include "image/file-times.h"
 #include "image/image.h"
+#include "image/write.h"
 
 static char directory[] = "/tmp/qverity-test-image.XXXXXX";
 
@@ -379,6 +380,57 @@ static void test_hole_hints(void **state)
     image_close(image);
 }
 
+/* Chains of random overlays: what is decided above some depth, against what is said of each sector.
+ */
+static void test_next_above(void **state)
+{
+    enum { SIZE = 4 << 20, LAYERS = 4, SECTOR = 512 };
+    char name[16] = "above0", below[16];
+    uint64_t random = 88172645463325252;
+    struct extent extent;
+
+    (void)state;
+    write_file(name, "", 0);
+    assert_int_equal(truncate(name, SIZE), 0);
+    for (unsigned layer = 1; layer <= LAYERS; layer++) {
+        struct image *over = NULL;
+        strcpy(below, name);
+        snprintf(name, sizeof(name), "above%u", layer);
+        assert_int_equal(image_open_overlay(below, NULL, name, &over, NULL), 0);
+        for (unsigned n = 0; n < 8; n++) {
+            uint64_t at = random_next(&random) % SIZE;
+            uint64_t length = min_u64(SIZE - at, random_next(&random) % 300000 + 1);
+            if (n % 2 == 0)
+                assert_int_equal(image_write(over, at, "something", min_u64(length, 9), NULL), 0);
+            else
+                assert_int_equal(image_write_zeros(over, at, length, NULL), 0);
+        }
+        assert_int_equal(image_flush(over, NULL), 0);
+        image_close(over);
+    }
+    struct image *image = expect_opened(name, NULL);
+    uint64_t ranges = 0;
+    for (unsigned depth = 0; depth <= LAYERS; depth++) {
+        bool found[SIZE / SECTOR] = {false};
+        uint64_t start, end = 0;
+        for (uint64_t at = 0; at < SIZE; at = end, ranges++) {
+            assert_int_equal(image_next_above(image, depth, at, &start, &end, NULL), 0);
+            if (start == UINT64_MAX)
+                break;
+            assert_true(start >= at && end > start && end <= SIZE);
+            memset(found + start / SECTOR, true, (end - start) / SECTOR);
+        }
+        for (uint64_t at = 0; at < SIZE; at += SECTOR) {
+            assert_int_equal(image_map(image, at, SECTOR, 0, &extent, NULL), 0);
+            assert_int_equal(found[at / SECTOR], extent.depth < depth);
+        }
+        assert_int_equal(image_next_above(image, depth, 100001, &start, &end, NULL), 0);
+        assert_true(start == UINT64_MAX || start >= 100001);
+    }
+    assert_true(ranges > 20);
+    image_close(image);
+}
+
 static bool same_ctime(const struct stat *a, const struct stat *b)
 {
     return a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
@@ -433,6 +485,7 @@ int main(void)
         cmocka_unit_test(test_chain),      cmocka_unit_test(test_data_file),
         cmocka_unit_test(test_locks),      cmocka_unit_test(test_holes),
         cmocka_unit_test(test_hole_hints), cmocka_unit_test(test_file_times),
+        cmocka_unit_test(test_next_above),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
