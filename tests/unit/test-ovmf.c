@@ -323,7 +323,8 @@ static void test_random_damage(void **state)
         for (unsigned i = 0; i <= round % 3; i++) {
             unsigned near = places[(unsigned)random() % COUNT(places)];
             uint8_t *p = image + MADE_SIZE - near + (unsigned)random() % (near < 200 ? 18 : 100);
-            *p = random() % 2 == 0 ? (uint8_t)random() : (uint8_t)(*p ^ 1 << random() % 8);
+            unsigned value = random() % 2 == 0 ? (unsigned)random() : *p ^ 1U << random() % 8;
+            *p = value & 0xff;
         }
         if (ovmf_new("made", image, MADE_SIZE, &ovmf, &err) < 0) {
             assert_memory_equal(error_message(&err), "made: ", 6);
