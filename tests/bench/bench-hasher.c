@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <openssl/evp.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,15 +17,29 @@
  * one that comes from memory; and a single block, as when one hash block is asked for.
  *
  * All ways take turns in short slices, so that what else the machine does hits them alike; the
- * ratio is of the best slices, and that of the medians stands beside it.
+ * ratio is of the best slices, and that of the medians stands beside it. With --json, all slices'
+ * rates are printed, in their order.
  */
 enum { BLOCK = 4096, SALT = 32, DIGEST = 32, SLICES = 41 };
 #define SLICE_BYTES ((size_t)24 << 20)
+#define LARGEST ((size_t)64 << 20)
 
 struct contender {
     const char *name;
     struct hasher *hasher; /* NULL: EVP */
     double rate[SLICES];   /* bytes per second */
+};
+
+struct working_set {
+    const char *name, *title;
+    size_t size; /* bytes */
+    size_t blocks_per_call;
+};
+
+static const struct working_set sets[] = {
+    {"cache", "512 KiB, in the cache", (size_t)512 << 10, 128},
+    {"memory", "64 MiB, from memory", LARGEST, 128},
+    {"single", "single blocks, in the cache", (size_t)64 << 10, 1},
 };
 
 static const uint8_t salt[SALT];
@@ -78,11 +93,12 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void run(const char *title, struct contender *c, unsigned n, const uint8_t *data,
-                size_t total, size_t blocks_per_call)
+static void measure(struct contender *c, unsigned n, const uint8_t *data,
+                    const struct working_set *set)
 {
-    uint8_t *digests = malloc(total / BLOCK * DIGEST), *expected = malloc(total / BLOCK * DIGEST);
-    size_t count = total / BLOCK, repeat = SLICE_BYTES / total > 0 ? SLICE_BYTES / total : 1;
+    size_t count = set->size / BLOCK;
+    size_t repeat = SLICE_BYTES / set->size > 0 ? SLICE_BYTES / set->size : 1;
+    uint8_t *digests = malloc(count * DIGEST), *expected = malloc(count * DIGEST);
 
     if (digests == NULL || expected == NULL)
         fail("out of memory");
@@ -91,15 +107,20 @@ static void run(const char *title, struct contender *c, unsigned n, const uint8_
         for (unsigned k = 0; k < n; k++) {
             double start = now();
             for (size_t r = 0; r < repeat; r++)
-                for (size_t i = 0; i < count; i += blocks_per_call)
-                    hash(&c[k], data + i * BLOCK, blocks_per_call, digests + i * DIGEST);
-            c[k].rate[slice] = (double)(repeat * total) / (now() - start);
+                for (size_t i = 0; i < count; i += set->blocks_per_call)
+                    hash(&c[k], data + i * BLOCK, set->blocks_per_call, digests + i * DIGEST);
+            c[k].rate[slice] = (double)(repeat * set->size) / (now() - start);
             if (memcmp(digests, expected, count * DIGEST) != 0)
                 fail("a kernel's digests differ from OpenSSL's");
         }
     }
+    free(digests);
+    free(expected);
+}
 
-    printf("%s\n  %-12s %10s %10s %8s %8s\n", title, "kernel", "best GB/s", "median", "ratio",
+static void print_table(struct contender *c, unsigned n, const struct working_set *set)
+{
+    printf("%s\n  %-12s %10s %10s %8s %8s\n", set->title, "kernel", "best GB/s", "median", "ratio",
            "median");
     for (unsigned k = 0; k < n; k++)
         qsort(c[k].rate, SLICES, sizeof(double), compare);
@@ -108,22 +129,32 @@ static void run(const char *title, struct contender *c, unsigned n, const uint8_
                c[k].rate[SLICES / 2] * 1e-9, c[k].rate[SLICES - 1] / c[0].rate[SLICES - 1],
                c[k].rate[SLICES / 2] / c[0].rate[SLICES / 2]);
     printf("\n");
-    free(digests);
-    free(expected);
 }
 
-int main(void)
+static void print_json(const struct contender *c, unsigned n, const char *name)
+{
+    printf("\"%s\": {", name);
+    for (unsigned k = 0; k < n; k++) {
+        printf("%s\n  \"%s\": [", k > 0 ? "," : "", c[k].name);
+        for (int slice = 0; slice < SLICES; slice++)
+            printf("%s%.0f", slice > 0 ? ", " : "", c[k].rate[slice]);
+        printf("]");
+    }
+    printf("\n }");
+}
+
+int main(int argc, char **argv)
 {
     static const char *const names[] = {"avx512", "shani", "avx2", "openssl"};
     struct contender contenders[5] = {{.name = "EVP"}};
     unsigned n = 1;
-    size_t large = (size_t)64 << 20;
-    uint8_t *data = aligned_alloc(BLOCK, large);
+    bool json = argc > 1 && strcmp(argv[1], "--json") == 0;
+    uint8_t *data = aligned_alloc(BLOCK, LARGEST);
     uint32_t random = 1;
 
     if (data == NULL)
         fail("out of memory");
-    for (size_t i = 0; i < large; i++) {
+    for (size_t i = 0; i < LARGEST; i++) {
         random = random * 1664525 + 1013904223;
         data[i] = (uint8_t)(random >> 24);
     }
@@ -133,15 +164,25 @@ int main(void)
         setenv("QVERITY_HASH_KERNEL", names[i], 1);
         contenders[n].name = names[i];
         if (hasher_new("sha256", HASHER_SALT_FIRST, salt, SALT, &contenders[n].hasher, &err) < 0)
-            printf("%s\n", error_message(&err));
+            fprintf(stderr, "%s\n", error_message(&err));
         else
             n++;
         error_clear(&err);
     }
 
-    run("512 KiB, in the cache", contenders, n, data, (size_t)512 << 10, 128);
-    run("64 MiB, from memory", contenders, n, data, large, 128);
-    run("single blocks, in the cache", contenders, n, data, (size_t)64 << 10, 1);
+    if (json)
+        printf("{\"slices\": %d, \"rates\": {\n ", SLICES);
+    for (unsigned i = 0; i < sizeof(sets) / sizeof(sets[0]); i++) {
+        measure(contenders, n, data, &sets[i]);
+        if (json) {
+            printf("%s", i > 0 ? ",\n " : "");
+            print_json(contenders, n, sets[i].name);
+        } else {
+            print_table(contenders, n, &sets[i]);
+        }
+    }
+    if (json)
+        printf("\n}}\n");
 
     for (unsigned i = 0; i < n; i++)
         hasher_free(contenders[i].hasher);

@@ -1,41 +1,33 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
 # Measures a writable mount beside qemu-storage-daemon's writable FUSE export of a qcow2 overlay, and how soon
 # the root hash follows an edit.
 #
-#     tests/bench/write.sh [--rounds N] [--json FILE]
+#     tests/bench/write.sh [OPTION…]
 #
-# Both have an overlay over the same 2 GiB image, are mounted at the same time, and take turns: a round writes
-# the first GiB of one after the other, 1 MiB a call, with an fsync at the end; first into fresh clusters,
-# then into those that are there. Medians of the rounds' ratios. Needs qemu-utils, qemu-storage-daemon,
-# python3, 8 GB below ${TMPDIR:-/var/tmp}, and as much free memory.
-set -euo pipefail
-export LC_ALL=C
+# Parts: sequential, edit. Needs qemu-utils, qemu-storage-daemon, python3, 8 GB below ${TMPDIR:-/var/tmp},
+# and as much free memory.
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/lib.sh"
 
-top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-qverity=$(realpath "${QVERITY:-$top/build/qverity}")
 rounds=5
-json=/dev/null
-while [ $# -gt 0 ]; do
-    case $1 in
-    --rounds) rounds=$2; shift 2 ;;
-    --json) json=$(realpath "$2"); shift 2 ;;
-    *) sed -n '2,12p' "$0"; exit 2 ;;
-    esac
-done
-for program in qemu-img qemu-storage-daemon python3 fusermount3; do
-    command -v $program >/dev/null || { echo "write.sh: $program is not installed" >&2; exit 77; }
-done
+options "$@"
+need qemu-img qemu-storage-daemon python3 fusermount3 veritysetup
 
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/qverity-bench.XXXXXX")
+export how='Both servers have an overlay over the same 2 GiB image and are mounted at the same time. A round writes the first GiB
+of one after the other, 1 MiB a call, with an fsync at the end; first into fresh clusters, then, twice, into those
+that are there. For the edits, 4 KiB at a random place are written and made durable by fsync; what counts is
+the time from there until `root-hash` was read.'
+
+image_dense_qcow2
+images_ready
 servers=()
-cleanup()
+stop()
 {
-    kill "${servers[@]}" 2>/dev/null && wait "${servers[@]}" 2>/dev/null || true
-    rm -rf "$work"
+    [ ${#servers[@]} -eq 0 ] || kill "${servers[@]}"
+    wait "${servers[@]}" || true
+    servers=()
 }
-trap cleanup EXIT
-trap 'exit 1' INT TERM HUP
-cd "$work"
 
 # serve: both overlays, new ones
 serve()
@@ -43,22 +35,15 @@ serve()
     rm -f ours.qcow2* theirs.qcow2
     mkdir -p mnt
     : >export
-    "$qverity" mount -f -q --overlay ours.qcow2 -p disk base.qcow2 mnt &
+    "$qverity" mount -f -q --overlay ours.qcow2 -p disk "$images/dense.qcow2" mnt &
     servers=($!)
-    qemu-img create -q -f qcow2 -F qcow2 -b base.qcow2 theirs.qcow2
+    qemu-img create -q -f qcow2 -F qcow2 -b "$images/dense.qcow2" theirs.qcow2
     qemu-storage-daemon --blockdev driver=file,node-name=file,filename=theirs.qcow2 \
         --blockdev driver=qcow2,node-name=disk,file=file \
-        --export type=fuse,id=export,node-name=disk,mountpoint="$work/export",writable=on &
+        --export type=fuse,id=export,node-name=disk,mountpoint="$BENCH_WORK/export",writable=on &
     servers+=($!)
     until [ -e mnt/disk ] && [ "$(stat -c %s export)" -gt 0 ]; do sleep 0.05; done
     cat mnt/root-hash >/dev/null
-}
-
-leave()
-{
-    kill "${servers[@]}"
-    wait "${servers[@]}" || true
-    servers=()
 }
 
 cat >write.py <<'PY'
@@ -105,46 +90,57 @@ for _ in range(200):
 json.dump(sorted(times), sys.stdout)
 PY
 
-head -c 2G /dev/urandom >base.raw
-qemu-img convert -q -f raw -O qcow2 base.raw base.qcow2
-rm base.raw
-cat base.qcow2 >/dev/null
-for ((round = 1; round <= rounds; round++)); do
-    serve
-    if [ $((round % 2)) -eq 0 ]; then order=(mnt/disk export); else order=(export mnt/disk); fi
-    python3 write.py fresh "${order[@]}"
-    python3 write.py again "${order[@]}"
-    python3 write.py again "${order[@]}"
-    leave
-done
-serve
-python3 edit.py mnt >edits
-leave
+if wanted sequential; then
+    echo "sequential writes, $rounds rounds"
+    hot "$images/dense.qcow2"
+    part sequential
+    for ((round = 1; round <= rounds; round++)); do
+        serve
+        if [ $((round % 2)) -eq 0 ]; then order=(mnt/disk export); else order=(export mnt/disk); fi
+        python3 write.py fresh "${order[@]}"
+        python3 write.py again "${order[@]}"
+        python3 write.py again "${order[@]}"
+        # What was written is there.
+        cmp -n $GiB mnt/disk export
+        stop
+    done
+    end_part
+    save "$rounds" <<'PY'
+import json, os, sys
+import results
 
-python3 - "$json" <<'PY'
-import json, statistics, sys
-
-rows = []
-
-
-def ratio(what, name):
-    times = [json.loads(line) for line in open(name)]  # a round: ours, theirs; of each: written, durable
-    for part, suffix in ((0, ""), (1, ", until the fsync has returned")):
-        value = statistics.median(theirs[part] / ours[part] for ours, theirs in times)
-        ours = statistics.median(1.073741824 / ours[part] for ours, _ in times)
-        theirs = statistics.median(1.073741824 / theirs[part] for _, theirs in times)
-        rows.append((what + suffix, f"{value:.2f}× ({ours:.2f} GB/s against {theirs:.2f})", "≥ 1.0×", value >= 1))
-
-
-ratio("sequential writes to a writable mount, fresh clusters, against qemu-storage-daemon", "fresh")
-ratio("the same, clusters that are there", "again")
-edits = json.load(open("edits"))
-median = statistics.median(edits)
-rows.append(("`root-hash` in a writable mount after a 4 KiB write and fsync, 2 GiB of data: median",
-             f"{median:.1f} ms (90 %: {edits[len(edits) * 9 // 10]:.1f} ms)", "≤ 10 ms", median <= 10))
-for what, figure, bar, met in rows:
-    print(f"{what}: {figure}, bar {bar}: {'yes' if met else 'no'}")
-with open(sys.argv[1], "w") as out:
-    json.dump([{"what": w, "figure": f, "bar": b, "met": m} for w, f, b, m in rows], out, ensure_ascii=False)
-sys.exit(0 if all(row[3] for row in rows) else 1)
+part = results.Part(int(sys.argv[1]), {"qemu-storage-daemon": results.version("qemu-storage-daemon", "--version")})
+for what, name in ("sequential writes, fresh clusters", "fresh"), ("sequential writes, clusters that are there", "again"):
+    with open(name) as file:
+        times = [json.loads(line) for line in file]  # a round: ours, theirs; of each: written, durable
+    for n, suffix in enumerate(("", ", until the fsync has returned")):
+        rates = [[2**30 / 1e9 / who[n] for who in line] for line in times]
+        part.compare(what + suffix, [ours for ours, _ in rates], "qemu-storage-daemon", [theirs for _, theirs in rates],
+                     "ours/peer", ">= 1.0", "GB/s")
+results.done(part.save(30, "Writes", os.environ["how"]))
 PY
+fi
+
+if wanted edit; then
+    echo "root hash after an edit"
+    hot "$images/dense.qcow2"
+    serve
+    part edit
+    python3 edit.py mnt >edits
+    end_part
+    [ "$(cat mnt/root-hash)" = "$(root veritysetup format --salt "$(printf '0%.0s' {1..64})" mnt/disk hash.img)" ] ||
+        die "root-hash is not veritysetup's"
+    stop
+    save <<'PY'
+import json, os
+import results
+
+part = results.Part(1, {})
+with open("edits") as file:
+    edits = json.load(file)
+part.add("`root-hash` after a 4 KiB write and fsync, 2 GiB of data: median of 200", edits[100], "ms", "<= 10",
+         note=f"90 %: {edits[180]:.1f} ms")
+results.done(part.save(30, "Writes", os.environ["how"]))
+PY
+fi
+finish
