@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/io.h"
 #include "hashtree/hashtree.h"
 #include "hashtree/tree-file.h"
 #include "image/image.h"
@@ -52,6 +53,84 @@ int io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags)
     return -ENOSYS;
 }
 
+/* --- What the input does not know: where this image is --- */
+
+/* Offsets in a slot of version 2, as docs/tree-file.md has them. */
+enum {
+    AT_FLAGS = 8 + 8 + 8,
+    AT_ROOT = AT_FLAGS + 8 + 32 + 5 * 8 + 256 + 8,
+    AT_VIEW = AT_ROOT + 64 + 8,
+    AT_BASE = AT_VIEW + 256,
+    AT_FILE_COUNT = AT_BASE + 1024 + 8 + 16 + 8 + 32,
+    AT_FILES = AT_FILE_COUNT + 8,
+    SETTLED = 1 << 1,
+};
+
+static void put_number(uint8_t *slot, size_t at, uint64_t n)
+{
+    for (unsigned i = 0; i < 8; i++)
+        slot[at + i] = (uint8_t)(n >> (8 * i));
+}
+
+static void sum_slots(uint8_t *data, size_t size)
+{
+    for (size_t at = 0; at + SLOT <= size && at < 2 * SLOT; at += SLOT)
+        SHA256(data + at, SLOT - SHA256_DIGEST_LENGTH, data + at + SLOT - SHA256_DIGEST_LENGTH);
+}
+
+static void claim_image(uint8_t *data, size_t size, bool root)
+{
+    const struct stat *st = &image_file(image, 0)->stat;
+    const uint64_t numbers[] = {st->st_dev,
+                                st->st_ino,
+                                (uint64_t)st->st_size,
+                                (uint64_t)st->st_mtim.tv_sec,
+                                (uint64_t)st->st_mtim.tv_nsec,
+                                (uint64_t)st->st_ctim.tv_sec,
+                                (uint64_t)st->st_ctim.tv_nsec};
+
+    for (size_t at = 0; at + SLOT <= size && at < 2 * SLOT; at += SLOT) {
+        data[at + AT_FLAGS] |= SETTLED;
+        put_number(data + at, AT_FILE_COUNT, 1);
+        for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+            put_number(data + at, AT_FILES + 8 * i, numbers[i]);
+        if (root)
+            memcpy(data + at + AT_ROOT, true_root, SHA256_DIGEST_LENGTH);
+    }
+    sum_slots(data, size);
+}
+
+/* That the offsets are still right: a tree file of other files than ours is one of ours then. */
+static void check_claim(void)
+{
+    const struct hashtree_file_options options = {.path = "tree"};
+    struct hashtree *tree = new_tree();
+    uint8_t root[VERITY_DIGEST_MAX], *bytes;
+    struct error err = ERROR_INIT;
+    size_t size;
+    char *text;
+
+    if (hashtree_keep(tree, &options, &err) < 0 || hashtree_root(tree, root, &err) < 0)
+        fuzz_fail("%s", error_message(&err));
+    hashtree_free(tree);
+    if (io_read_file("tree", INPUT_MAX, &text, &size, &err) < 0)
+        fuzz_fail("%s", error_message(&err));
+    bytes = (uint8_t *)text;
+    for (size_t at = 0; at < 2 * SLOT; at += SLOT) {
+        bytes[at + AT_FLAGS] = 0;
+        memset(bytes + at + AT_FILE_COUNT, 0, 64);
+    }
+    claim_image(bytes, size, false);
+    fuzz_write("tree", bytes, size);
+    free(bytes);
+    tree = new_tree();
+    if (hashtree_keep(tree, &options, &err) < 0)
+        fuzz_fail("%s", error_message(&err));
+    if (!hashtree_root_known(tree))
+        fuzz_fail("the layout of tree files is another");
+    hashtree_free(tree);
+}
+
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     static const struct image_options options = {.format = "raw"};
@@ -71,6 +150,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
         hashtree_read(tree, 0, true_device, device_size, &err) < 0)
         fuzz_fail("%s", error_message(&err));
     hashtree_free(tree);
+    check_claim();
     return 0;
 }
 
@@ -122,51 +202,6 @@ static void use_file(bool may_lie)
         error_clear(&err);
     }
     hashtree_free(tree);
-}
-
-/* --- What the input does not know: where this image is --- */
-
-/* Offsets in a slot, as docs/tree-file.md has them. */
-enum {
-    AT_ROOT = 8 + 8 + 8 + 8 + 32 + 5 * 8 + 256 + 8,
-    AT_VIEW = AT_ROOT + 64 + 8,
-    AT_RECORDED = AT_VIEW + 256,
-    AT_FILE_COUNT = AT_RECORDED + 16 + 1024 + 8 + 16 + 8 + 16 * 8,
-    AT_FILES = AT_FILE_COUNT + 8,
-};
-
-static void put_number(uint8_t *slot, size_t at, uint64_t n)
-{
-    for (unsigned i = 0; i < 8; i++)
-        slot[at + i] = (uint8_t)(n >> (8 * i));
-}
-
-static void sum_slots(uint8_t *data, size_t size)
-{
-    for (size_t at = 0; at + SLOT <= size && at < 2 * SLOT; at += SLOT)
-        SHA256(data + at, SLOT - SHA256_DIGEST_LENGTH, data + at + SLOT - SHA256_DIGEST_LENGTH);
-}
-
-static void claim_image(uint8_t *data, size_t size, bool root)
-{
-    const struct stat *st = &image_file(image, 0)->stat;
-    const uint64_t numbers[] = {st->st_dev,
-                                st->st_ino,
-                                (uint64_t)st->st_size,
-                                (uint64_t)st->st_mtim.tv_sec,
-                                (uint64_t)st->st_mtim.tv_nsec,
-                                (uint64_t)st->st_ctim.tv_sec,
-                                (uint64_t)st->st_ctim.tv_nsec};
-
-    for (size_t at = 0; at + SLOT <= size && at < 2 * SLOT; at += SLOT) {
-        put_number(data + at, AT_RECORDED, (uint64_t)st->st_ctim.tv_sec + 100);
-        put_number(data + at, AT_FILE_COUNT, 1);
-        for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
-            put_number(data + at, AT_FILES + 8 * i, numbers[i]);
-        if (root)
-            memcpy(data + at + AT_ROOT, true_root, SHA256_DIGEST_LENGTH);
-    }
-    sum_slots(data, size);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

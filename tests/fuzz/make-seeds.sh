@@ -8,6 +8,7 @@ set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
 QVERITY=$(realpath "${QVERITY:-build/qverity}")
+top=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 work=$(mktemp -d)
@@ -280,6 +281,21 @@ line_seeds()
     printf '~\033[2J\033[01;31mDebian\033[0m\r\n\ndebian login: ' >"$out/console/login"
 }
 
+# --- Recipes: those that come with the program, and some that a test has ---
+
+recipe_seeds()
+{
+    local recipe
+    mkdir -p "$out/recipe"
+    for recipe in "$top"/provision/recipes/*.yaml; do
+        cp -- "$recipe" "$out/recipe/"
+        # What they are made of, without the words about it.
+        sed -E '/^ *(#|$)/d' "$recipe" >"$out/recipe/short-${recipe##*/}"
+    done
+    printf '%s\n' 'name: small' 'steps:' '  - image: {size: 64M}' '  - install: {tree: .}' \
+        "  - run: 'true'" '  - hash' >"$out/recipe/small.yaml"
+}
+
 qcow2_seeds
 rm -f -- *.qcow2
 overlay_seeds
@@ -288,3 +304,4 @@ ext_seeds
 verity_seeds
 tree_seeds
 line_seeds
+recipe_seeds
