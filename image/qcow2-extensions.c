@@ -14,6 +14,7 @@
 
 enum {
     EXTENSION_END = 0,
+    EXTENSION_ENCRYPTION = 0x0537be77,
     EXTENSION_FEATURE_NAMES = 0x6803f857,
     EXTENSION_BITMAPS = 0x23852875,
     EXTENSION_DATA_FILE = 0x44415441,
@@ -229,6 +230,14 @@ static int parse_extension(const struct extension *extension, const struct qcow2
         if (ret->has_bitmaps)
             return error_set(err, EINVAL, "there are two bitmaps extensions");
         return parse_bitmaps(extension, header, file_size, ret, err);
+    case EXTENSION_ENCRYPTION:
+        /* It must be there if, and only if, the method needs it. */
+        if (header->encryption != QCOW2_ENCRYPTION_LUKS)
+            return error_set(err, EINVAL,
+                             "there is an extension for LUKS encryption, and the encryption method "
+                             "is %u",
+                             (unsigned)header->encryption);
+        return 0;
     default:
         return 0;
     }
