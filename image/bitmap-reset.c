@@ -2,13 +2,13 @@
 /*
  * Resetting change tracking, in place. docs/change-tracking.md tells why the order is as it is:
  *
- *     1. the new canaries' bits are set in both bitmaps  and synced
- *     2. the generation becomes the new one              and synced
- *     3. all other bits are cleared in both              and synced
+ *     1. the new canaries' bits are set in both bitmaps, the generation becomes the new one; synced
+ *     2. all other bits are cleared in both
  *
  * No bit is cleared while the old generation can still be read, whatever a crash leaves of the
- * writes between two syncs: whoever believes the old generation finds every bit that was set.
- * Whoever believes the new one finds the canaries, since step 3 writes them as they are.
+ * writes before the sync: whoever believes the old generation finds every bit that was set. Whoever
+ * believes the new one has seen its canaries, since step 2 writes them as they are. That bits are
+ * not cleared, because a crash took that back, is never wrong.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -21,8 +21,10 @@
 #include "image/bitmap-internal.h"
 #include "image/internal.h"
 
-/* The ones whose bits QEMU sets. */
-enum { BITMAPS = 2 };
+enum {
+    BITMAPS = 2,  /* whose bits QEMU sets */
+    PIECE = 4096, /* bytes that are written at once */
+};
 static const char *const names[BITMAPS] = {IMAGE_BITMAP_NAME, IMAGE_BITMAP_WITNESS_NAME};
 
 struct reset {
@@ -141,28 +143,29 @@ static int check_allocated(const struct reset *reset, struct error *err)
 
 /* --- Writing --- */
 
-static int sync_file(const struct reset *reset, struct error *err)
-{
-    if (fdatasync(reset->fd) < 0)
-        return error_set_errno(err, errno, "%s: cannot sync", reset->path);
-    return 0;
-}
-
-/* Writes the clusters whose bits differ from `words`, and takes them over. */
+/* Makes the bits those of `words`, all of whose set bits have clusters. Only what differs is
+ * written, a piece at a time. */
 static int write_bits(struct reset *reset, struct image_bitmap_bits *bits, const uint64_t *words,
                       struct error *err)
 {
     for (size_t i = 0; i < bits->table_entries; i++) {
-        size_t at = i * (size_t)(bits->cluster_bits / 8), length = bitmap_entry_bytes(bits, i);
-        const uint8_t *from = (const uint8_t *)words + at;
-        uint8_t *to = (uint8_t *)bits->words + at;
+        size_t start = i * (size_t)(bits->cluster_bits / 8), end = start;
 
-        if (!bitmap_has_cluster(bits, i) || memcmp(from, to, length) == 0)
+        if (!bitmap_has_cluster(bits, i))
             continue;
-        int r = io_write_at(reset->fd, reset->path, from, length, bits->table[i], err);
-        if (r < 0)
-            return r;
-        memcpy(to, from, length);
+        end += bitmap_entry_bytes(bits, i);
+        for (size_t at = start; at < end; at += PIECE) {
+            const uint8_t *from = (const uint8_t *)words + at;
+            uint8_t *to = (uint8_t *)bits->words + at;
+            size_t length = min_u64(end - at, PIECE);
+            if (memcmp(from, to, length) == 0)
+                continue;
+            int r = io_write_at(reset->fd, reset->path, from, length, bits->table[i] + (at - start),
+                                err);
+            if (r < 0)
+                return r;
+            memcpy(to, from, length);
+        }
     }
     return 0;
 }
@@ -181,17 +184,7 @@ static int set_canaries(struct reset *reset, struct error *err)
         if (r < 0)
             return r;
     }
-    return sync_file(reset, err);
-}
-
-static int clear_others(struct reset *reset, struct error *err)
-{
-    for (size_t b = 0; b < BITMAPS; b++) {
-        int r = write_bits(reset, reset->bits[b], reset->wanted, err);
-        if (r < 0)
-            return r;
-    }
-    return sync_file(reset, err);
+    return 0;
 }
 
 static int write_all(struct reset *reset,
@@ -202,9 +195,11 @@ static int write_all(struct reset *reset,
     if (r == 0)
         r = io_write_at(reset->fd, reset->path, generation, IMAGE_BITMAP_GENERATION_SIZE,
                         reset->generation->table[0], err);
-    if (r == 0)
-        r = sync_file(reset, err);
-    return r == 0 ? clear_others(reset, err) : r;
+    if (r == 0 && fdatasync(reset->fd) < 0)
+        r = error_set_errno(err, errno, "%s: cannot sync", reset->path);
+    for (size_t b = 0; r == 0 && b < BITMAPS; b++)
+        r = write_bits(reset, reset->bits[b], reset->wanted, err);
+    return r;
 }
 
 static int load_bitmaps(struct reset *reset, struct error *err)

@@ -238,8 +238,7 @@ static int read_words(const struct image_file *file, struct image_bitmap_bits *b
     if (bits->count % BITMAP_WORD_BITS != 0)
         bits->words[bits->word_count - 1] &=
             htole64(((uint64_t)1 << bits->count % BITMAP_WORD_BITS) - 1);
-    for (size_t i = 0; i < bits->word_count; i++)
-        bits->set_count += (uint64_t)__builtin_popcountll(bits->words[i]);
+    bits->set_count = bitmap_count_set(bits);
     return 0;
 }
 

@@ -95,10 +95,11 @@ bool image_tracking_clean(const struct image_tracking *tracking);
 /*
  * Resets change tracking: clears all bits but the new generation's canaries, and writes that
  * generation. The image's locks are raised to a writer's for the time; -EBUSY, with nothing
- * changed, if somebody else has it open. Everything is on disk when it returns. A crash on the way
- * leaves the old generation with no bit fewer than before, the new one with its canaries and maybe
- * more, or one that is neither. The tree file that names the new generation must be durable before.
- * -ENOTSUP: a bitmap has no clusters of its own to be rewritten in (qemu-img must make it anew).
+ * changed, if somebody else has it open. A crash on the way, or afterwards, leaves the old
+ * generation with no bit fewer than before, the new one with its canaries and maybe more, or one
+ * that is neither, or whose canaries are not all there. The tree file that names the new generation
+ * must be durable before. -ENOTSUP: a bitmap has no clusters of its own to be rewritten in
+ * (qemu-img must make it anew).
  */
 int image_tracking_reset(struct image *image,
                          const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],

@@ -82,12 +82,10 @@ static int check_canaries(const struct image *image, const char *name,
 
 static void merge(struct image_bitmap_bits *bits, const struct image_bitmap_bits *other)
 {
-    bits->set_count = 0;
-    for (size_t i = 0; i < bits->word_count; i++) {
+    for (size_t i = 0; i < bits->word_count; i++)
         if (other->words[i] != 0)
             bits->words[i] |= other->words[i];
-        bits->set_count += (uint64_t)__builtin_popcountll(bits->words[i]);
-    }
+    bits->set_count = bitmap_count_set(bits);
 }
 
 int image_tracking_load(struct image *image, struct image_tracking **ret, struct error *err)

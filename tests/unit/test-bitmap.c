@@ -615,13 +615,12 @@ static bool judge(const bool *model)
 
     assert_int_equal(image_open("a", NULL, &image, NULL), 0);
     if (image_tracking_load(image, &tracking, NULL) < 0) {
-        /* Only a generation that is a mixture has no canaries. */
+        /* The old generation is not turned down: nothing was taken from it. */
         _cleanup_(image_bitmap_free_cleanup) struct image_bitmap_bits *bits = NULL;
         uint8_t bytes[IMAGE_BITMAP_GENERATION_SIZE];
         assert_int_equal(image_bitmap_load(image, IMAGE_BITMAP_GENERATION_NAME, &bits, NULL), 0);
         image_bitmap_generation(bits, bytes);
         assert_memory_not_equal(bytes, old_generation, sizeof(bytes));
-        assert_memory_not_equal(bytes, new_generation, sizeof(bytes));
         return false;
     }
     const uint8_t *bytes = image_tracking_generation(tracking);
@@ -656,8 +655,8 @@ static void test_reset(void **state)
     (void)state;
     make_tracked(&i, model, &random);
     reset(&i, 0, NULL);
-    assert_int_equal(recorded.syncs, 3);
-    assert_int_equal(recorded.locked, 3);
+    assert_int_equal(recorded.syncs, 1);
+    assert_int_equal(recorded.locked, 1);
     assert_true(judge(model));
 
     _cleanup_image_ struct image *image = NULL;
@@ -691,7 +690,7 @@ static void test_crashes(void **state)
 {
     static bool model[GRANULES];
     uint64_t random = 362436069123456;
-    unsigned seen_new = 0, seen_old = 0;
+    unsigned seen_new = 0, seen_others = 0;
 
     (void)state;
     for (unsigned round = 0; round < 600; round++) {
@@ -712,10 +711,10 @@ static void test_crashes(void **state)
         if (judge(model))
             seen_new++;
         else
-            seen_old++;
+            seen_others++;
         maker_free(&i.m);
     }
-    assert_true(seen_new > 100 && seen_old > 100);
+    assert_true(seen_new > 100 && seen_others > 100);
 }
 
 static void test_sync_error(void **state)
@@ -734,8 +733,11 @@ static void test_sync_error(void **state)
     recorded.on = recorded.sync_fails = false;
     assert_non_null(strstr(error_message(&err), "a: cannot sync"));
     assert_int_equal(recorded.syncs, 1);
-    image_close(TAKE_PTR(image));
-    assert_false(judge(model));
+    /* Nothing was cleared. */
+    _cleanup_(image_tracking_free_cleanup) struct image_tracking *tracking = NULL;
+    assert_int_equal(image_tracking_load(image, &tracking, NULL), 0);
+    for (uint64_t bit = 0; bit < GRANULES; bit++)
+        assert_true(!model[bit] || has_bit(image_tracking_bits(tracking), bit));
     maker_free(&i.m);
 }
 
