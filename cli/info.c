@@ -197,6 +197,7 @@ static unsigned chain_length(const struct facts *facts)
 static const char *tree_state(const struct hashtree_file_info *tree)
 {
     return !tree->exists          ? "none"
+           : tree->untrusted      ? "untrusted"
            : tree->damage != NULL ? "damaged"
            : tree->current        ? "current"
                                   : "outdated";

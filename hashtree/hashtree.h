@@ -119,10 +119,11 @@ struct hashtree_changes {
 
 /* What a tree file is, for somebody who looks. */
 struct hashtree_file_info {
-    char *path;   /* owned */
-    bool exists;  /* the rest is filled only if it does and is not damaged */
-    char *damage; /* owned: why it is not believed, or NULL */
-    bool current; /* the image is what it was made of */
+    char *path;     /* owned */
+    bool exists;    /* the rest is filled only if it does and is not damaged */
+    char *damage;   /* owned: why it is not believed, or NULL */
+    bool untrusted; /* that is because somebody else could have written it */
+    bool current;   /* the image is what it was made of */
     bool lean;
     bool tracking;        /* it names a dirty bitmap */
     uint64_t usage;       /* bytes on disk */

@@ -221,6 +221,8 @@ int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *opt
     }
     tree->keep = keep;
     r = tree_file_open(keep->path, &keep->file, &open_err);
+    if (r == -EPERM && !keep->rescan)
+        keep_warn_untrusted(keep, &open_err);
     if (r < 0 && options->path != NULL && !tree_file_replaceable(keep->path)) {
         log_warning("no tree is kept: %s is there and is no tree file", keep->path);
         keep_reason(tree, "no tree is kept: %s", error_message(&open_err));
@@ -258,6 +260,14 @@ int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *opt
     atomic_store_explicit(&tree->current, true, memory_order_release);
     pthread_mutex_unlock(&tree->lock);
     return 0;
+}
+
+void keep_warn_untrusted(struct keep *keep, const struct error *err)
+{
+    /* The same file may be met by several names. */
+    if (!keep->warned_untrusted)
+        log_warning("%s", error_message(err));
+    keep->warned_untrusted = true;
 }
 
 struct tree_file *keep_file(const struct keep *keep)
@@ -327,6 +337,7 @@ int hashtree_file_info(struct image *image, const struct hashtree_file_options *
     ret->exists = r != -ENOENT;
     if (r < 0 && r != -ENOENT)
         ret->damage = strdup(error_message(&open_err));
+    ret->untrusted = r == -EPERM;
     if (r == 0 &&
         verity_geometry_init(&tree_file_header(keep->file)->params, &geometry, NULL) == 0) {
         const struct tree_header *header = tree_file_header(keep->file);

@@ -21,6 +21,7 @@ struct keep {
     struct tree_file *file; /* the image's tree file as it was, if it is of this tree */
     uint32_t file_count;
     struct tree_file_identity identities[TREE_FILE_FILES_MAX];
+    bool warned_untrusted;
     bool tracking_known;
     struct image_tracking *tracking; /* what the bitmaps say, if they are to be believed */
 };
@@ -113,6 +114,9 @@ void keep_reopen(struct keep *keep);
 
 /* What the image's tree file is called, and what it must be of. */
 int keep_init(struct keep *keep, const struct hashtree_file_options *options, struct error *err);
+
+/* Tells, once, of a tree file that tree_file_open() turned down with -EPERM. */
+void keep_warn_untrusted(struct keep *keep, const struct error *err);
 
 /* Frees what `keep` holds. */
 void keep_clear(struct keep *keep);

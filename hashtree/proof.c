@@ -8,6 +8,7 @@
  *
  * (That nothing changed at all is found before: hashtree_keep().)
  */
+#include <errno.h>
 #include <openssl/sha.h>
 #include <string.h>
 
@@ -134,18 +135,21 @@ static bool try_bitmap(struct keep *keep, struct proof *proof)
 }
 
 /* The tree file that belongs to `path` if it is one of `view` that is current, or NULL. */
-static struct tree_file *open_below(const struct keep *keep, unsigned depth, const char *path,
+static struct tree_file *open_below(struct keep *keep, unsigned depth, const char *path,
                                     const char *view)
 {
     _cleanup_free_ char *name = NULL;
     _cleanup_tree_file_ struct tree_file *file = NULL;
+    _cleanup_error_ struct error err = ERROR_INIT;
 
     if (asprintf(&name, "%s" TREE_FILE_SUFFIX, path) < 0) {
         name = NULL;
         return NULL;
     }
-    if (tree_file_open(name, &file, NULL) < 0 ||
-        !proof_header_fits(keep, tree_file_header(file), view) ||
+    int r = tree_file_open(name, &file, &err);
+    if (r == -EPERM)
+        keep_warn_untrusted(keep, &err);
+    if (r < 0 || !proof_header_fits(keep, tree_file_header(file), view) ||
         !keep_header_current(keep, tree_file_header(file),
                              (uint32_t)image_first_file(keep->tree->image, depth)))
         return NULL;

@@ -29,6 +29,7 @@
 #define NODES_OFFSET (2 * SLOT_SIZE)
 #define GRANULES_PAGE 4096 /* bytes: the lists of both slots take turns */
 #define BELOW_MAX 64       /* tree files under one another, as images in a chain */
+#define FILE_MODE 0644
 
 struct tree_file {
     int fd;
@@ -76,6 +77,21 @@ static int read_header(int fd, const char *path, struct tree_header *ret, struct
     return found ? 0 : error_set(err, EINVAL, "%s: %s", path, why);
 }
 
+/* Who can write a header chooses the root hash that is printed: that must be nobody but the user
+ * whose root hash it is, or root. (An ACL's largest permissions stand where the group's do.) */
+static int check_owner(const char *path, const struct stat *st, struct error *err)
+{
+    if (st->st_uid != geteuid() && st->st_uid != 0)
+        return error_set(err, EPERM, "%s: it belongs to user %u, so it is not believed", path,
+                         (unsigned)st->st_uid);
+    if ((st->st_mode & (S_IWGRP | S_IWOTH)) != 0)
+        return error_set(err, EPERM,
+                         "%s: others than its owner can write to it (mode %04o), so it is not "
+                         "believed",
+                         path, (unsigned)st->st_mode & 07777);
+    return 0;
+}
+
 /* A tree file's base is named relative to the directory that it is in. */
 static char *path_below(const char *path, const char *base)
 {
@@ -104,10 +120,14 @@ static int open_at_depth(const char *path, unsigned depth, struct tree_file **re
         return error_set_errno(err, errno, "%s: cannot stat", path);
     if (!S_ISREG(st.st_mode))
         return error_set(err, EINVAL, "%s: not a regular file", path);
+    /* Of the files below only nodes are taken, which prove themselves. */
+    int r = depth == 0 ? check_owner(path, &st, err) : 0;
+    if (r < 0)
+        return r;
     file->path = strdup(path);
     if (file->path == NULL)
         return error_oom(err);
-    int r = read_header(file->fd, path, &file->header, err);
+    r = read_header(file->fd, path, &file->header, err);
     if (r < 0)
         return r;
     r = verity_geometry_init(&file->header.params, &file->geometry, err);
@@ -290,14 +310,15 @@ static char *directory_of(const char *path)
 }
 
 /* A file without a name, which nothing leaves behind; where the file system has none such, one with
- * a name of its own. What others may read of the image they may read here: umask decides. */
+ * a name of its own. What others may read of the image they may read here: umask decides. Nobody
+ * else may write, whatever umask says, or it would not be believed. */
 static int create_file(struct tree_writer *writer, struct error *err)
 {
     _cleanup_free_ char *directory = directory_of(writer->path);
 
     if (directory == NULL)
         return error_oom(err);
-    writer->fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    writer->fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, FILE_MODE);
     if (writer->fd >= 0) {
         writer->nameless = true;
         return 0;
@@ -314,7 +335,7 @@ static int create_file(struct tree_writer *writer, struct error *err)
     }
     mode_t mask = umask(0);
     umask(mask);
-    (void)fchmod(writer->fd, 0666 & ~mask);
+    (void)fchmod(writer->fd, FILE_MODE & ~mask);
     return 0;
 }
 

@@ -11,10 +11,10 @@
 /*
  * The tree file: nodes of one tree, kept between runs. Its layout is told in docs/tree-file.md.
  *
- * It is a cache that nobody needs to trust. Its header is believed if its checksum is right;
- * whether it speaks of today's image is for the caller to judge by what the header says of the
- * image's files. A node is believed only if it has the digest that its parent, believed before,
- * holds.
+ * It is a cache that nobody needs to trust. Its header is believed if nobody else could have
+ * written it and its checksum is right; whether it speaks of today's image is for the caller to
+ * judge by what the header says of the image's files. A node is believed only if it has the digest
+ * that its parent, believed before, holds.
  */
 
 #define TREE_FILE_VERSION 2
@@ -67,7 +67,8 @@ struct tree_file;
 
 /*
  * Opens the tree file at `path` for reading, with those below it. -ENOENT: there is none; -EINVAL:
- * it is not one, is damaged, or of another version. *ret is freed with tree_file_close().
+ * it is not one, is damaged, or of another version; -EPERM: it belongs to neither the effective
+ * user nor root, or its mode lets others write to it. *ret is freed with tree_file_close().
  */
 int tree_file_open(const char *path, struct tree_file **ret, struct error *err);
 /* Whether a new tree file may take the place of what is at `path`: nothing, an empty file, or what
