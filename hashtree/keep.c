@@ -10,6 +10,8 @@
 #include "common/log.h"
 #include "hashtree/keep.h"
 
+#define READ_AHEAD_FROM (UINT64_C(64) << 20) /* bytes that are read: fewer are read without it */
+
 static void fill_header(const struct keep *keep, const struct proof *proof,
                         struct tree_header *header)
 {
@@ -110,6 +112,22 @@ static void finish_writing(struct keep *keep, struct tree_writer *writer,
         log_warning("no tree is kept: %s", error_message(&err));
 }
 
+/* Host bytes in which the changes that the proof knows of lie, at most. */
+static uint64_t most_changed(const struct keep *keep, const struct proof *proof)
+{
+    const struct image *image = keep->tree->image;
+    uint64_t bytes = 0;
+
+    if (proof->method == HASHTREE_FULL)
+        return UINT64_MAX;
+    if (proof->method == HASHTREE_BITMAP)
+        return image_bitmap_set_count(proof->bitmap.bits) *
+               image_bitmap_granularity(proof->bitmap.bits);
+    for (size_t i = 0; i < image_first_file(image, proof->overlay.depth); i++)
+        bytes += (uint64_t)image_file(image, i)->stat.st_blocks * 512;
+    return bytes;
+}
+
 int keep_build(struct hashtree *tree, struct build_result *ret, struct error *err)
 {
     struct keep *keep = tree->keep;
@@ -122,7 +140,12 @@ int keep_build(struct hashtree *tree, struct build_result *ret, struct error *er
     writer = start_writing(keep, &proof, &header);
     kept.writer = writer;
     struct node_sink sink = {.nodes = writer != NULL ? keep_in_file : NULL, .arg = &kept};
+    bool sparse = most_changed(keep, &proof) <= READ_AHEAD_FROM;
+    if (sparse)
+        image_read_ahead(tree->image, false);
     int r = build_run(tree, proof.method == HASHTREE_FULL ? NULL : &proof.base, &sink, ret, err);
+    if (sparse)
+        image_read_ahead(tree->image, true);
     if (r < 0)
         return r;
     tree->method = proof.method;

@@ -14,6 +14,7 @@
 #include "image/image.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -254,6 +255,13 @@ const struct image_file *image_file(const struct image *image, size_t index)
 {
     assert(index < image->file_count);
     return &image->files[index]->file;
+}
+
+void image_read_ahead(const struct image *image, bool on)
+{
+    for (size_t i = 0; i < image_file_count(image); i++)
+        (void)posix_fadvise(image_file(image, i)->fd, 0, 0,
+                            on ? POSIX_FADV_NORMAL : POSIX_FADV_RANDOM);
 }
 
 size_t image_first_file(const struct image *image, unsigned depth)

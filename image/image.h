@@ -73,6 +73,10 @@ struct image_file {
 size_t image_file_count(const struct image *image);
 const struct image_file *image_file(const struct image *image, size_t index);
 
+/* Whether the kernel shall read ahead in the files, as it does at first. Where only bits are wanted
+ * here and there, read-ahead multiplies what comes from the disk. */
+void image_read_ahead(const struct image *image, bool on);
+
 /* The first of the files of the image at `depth` of the chain and those behind it. */
 size_t image_first_file(const struct image *image, unsigned depth);
 

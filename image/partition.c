@@ -314,7 +314,10 @@ int partition_table_read(struct image *image, struct partition_table **ret, stru
     table = calloc(1, sizeof(*table));
     if (table == NULL)
         return error_oom(err);
+    /* A few pieces, far apart. */
+    image_read_ahead(image, false);
     int r = read_table(image, table, err);
+    image_read_ahead(image, true);
     if (r < 0)
         return name_image(image, r, err);
     *ret = TAKE_PTR(table);
