@@ -57,6 +57,7 @@ static int cat_run(const struct cli_options *options, int argc, char **argv, voi
     int r = inside_check_operands("cat", argc, argv, err);
     if (r < 0)
         return r;
+    inside.confined = inside_one_image(argc, argv);
     for (int i = 0; i < argc; i++) {
         _cleanup_error_ struct error one = ERROR_INIT;
 
@@ -79,7 +80,7 @@ const struct cli_command cmd_cat = {
                "ext2, ext3 or ext4; nothing is mounted. Symbolic links are followed within that "
                "partition.\n"
                "A file that cannot be read is told, and the others are written.",
-    .groups = CLI_IMAGE | CLI_PARTITION,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_SANDBOX,
     .operands_min = 1,
     .operands_max = -1,
     .run = cat_run,

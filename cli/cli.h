@@ -7,6 +7,7 @@
 #include "common/error.h"
 #include "common/json.h"
 #include "common/progress.h"
+#include "common/sandbox.h"
 #include "hashtree/hashtree.h"
 #include "image/image.h"
 #include "image/partition.h"
@@ -31,7 +32,11 @@ enum cli_group {
     CLI_TREE = 1 << 3,      /* --threads --direct --cache */
     CLI_JSON = 1 << 4,      /* --json */
     CLI_KEEP = 1 << 5,      /* --tree --no-tree --lean --rescan */
+    CLI_SANDBOX = 1 << 6,   /* --no-sandbox */
 };
+
+#define CLI_FILES_MAX 2   /* files that a command opens besides images */
+#define CLI_TARGETS_MAX 2 /* images that a command opens */
 
 /* One option of a command; the same table makes the parser and --help. */
 struct cli_option {
@@ -59,7 +64,16 @@ struct cli_options {
     } verity;
     struct hashtree_options tree;
     struct hashtree_file_options keep;
-    bool no_tree; /* also for commands without CLI_KEEP */
+    bool no_tree;    /* also for commands without CLI_KEEP */
+    bool hashes;     /* the command has CLI_TREE */
+    bool superblock; /* and makes or reads superblocks */
+
+    /* Confinement. Files that the command opens when it is confined are its to add. */
+    bool no_sandbox;
+    bool confine;     /* the command has CLI_SANDBOX, and --no-sandbox was not given */
+    bool probe_apart; /* cli_target_open() confines only who looks for partitions */
+    struct sandbox_file files[CLI_FILES_MAX];
+    size_t file_count;
 };
 
 struct cli_command {
@@ -110,6 +124,27 @@ DEFINE_CLEANUP_INPLACE(struct cli_target, cli_target_close);
  * data partition. */
 int cli_target_open(const char *path, const struct cli_options *options, const char *fallback,
                     struct cli_target *ret, struct error *err);
+
+/* The same for `count` images, all of which are open before anything of them is looked into. */
+int cli_targets_open(char *const *paths, size_t count, const struct cli_options *options,
+                     const char *fallback, struct cli_target *ret, struct error *err);
+
+struct cli_mountpoint {
+    const char *path;
+    bool daemon; /* the process is to be one */
+};
+
+/*
+ * Confines the process to what is open, the tree files of the images, and options->files, unless
+ * --no-sandbox was given. `mount` is a FUSE mount that the process serves, or NULL.
+ * cli_target_open() does so for commands with CLI_SANDBOX, before it looks for partitions.
+ */
+int cli_confine(const struct cli_options *options, struct image *const *images, size_t count,
+                const struct cli_mountpoint *mount, struct error *err);
+
+/* partition_table_read() in a confined process, for one that cannot be confined yet. */
+int cli_probe(const struct cli_options *options, struct image *image, struct partition_table **ret,
+              struct error *err);
 
 /* The verity parameters that the options ask for over the target's partition: defaults, --salt -
  * and random, --data-blocks checked against the partition. */

@@ -57,14 +57,12 @@ static int side_hash(const struct cli_options *given, uint64_t blocks, struct si
     return r == 0 ? hashtree_root(side->tree, root, err) : r;
 }
 
-static int side_open(const char *path, const struct cli_options *options, struct side *side,
-                     uint32_t *ret_block_size, struct error *err)
+static int side_measure(const struct cli_options *options, struct side *side,
+                        uint32_t *ret_block_size, struct error *err)
 {
     struct verity_params params;
 
-    int r = cli_target_open(path, options, NULL, &side->target, err);
-    if (r == 0)
-        r = cli_verity_params(options, &side->target, &params, err);
+    int r = cli_verity_params(options, &side->target, &params, err);
     if (r < 0)
         return r;
     side->blocks = params.data_blocks;
@@ -103,9 +101,15 @@ static int diff_run(const struct cli_options *options, int argc, char **argv, vo
     (void)argc, (void)arg;
     if (options->keep.path != NULL)
         return cli_usage_error(err, "diff: --tree names one file, but there are two images");
-    int r = side_open(argv[0], options, &a, &block_size, err);
+    struct cli_target targets[2];
+    int r = cli_targets_open(argv, 2, options, NULL, targets, err);
+    if (r < 0)
+        return r;
+    a.target = targets[0];
+    b.target = targets[1];
+    r = side_measure(options, &a, &block_size, err);
     if (r == 0)
-        r = side_open(argv[1], options, &b, &block_size, err);
+        r = side_measure(options, &b, &block_size, err);
     if (r < 0)
         return r;
     uint64_t blocks = min_u64(a.blocks, b.blocks);
@@ -123,7 +127,7 @@ const struct cli_command cmd_diff = {
         "Prints a line for each range of data blocks that differ: its offset in the partition\n"
         "and its length, in bytes. Exits with 3 if there are any. What tree files show to be\n"
         "equal is not read.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON | CLI_SANDBOX,
     .operands_min = 2,
     .operands_max = 2,
     .run = diff_run,

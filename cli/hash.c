@@ -226,11 +226,17 @@ static int hash_run(const struct cli_options *options, int argc, char **argv, vo
                     struct error *err)
 {
     const struct hash_context *context = arg;
+    struct cli_options with_files = *options;
     _cleanup_target_ struct cli_target target = {0};
     _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
 
     (void)argc;
-    int r = cli_target_open(argv[0], options, NULL, &target, err);
+    if (context->write != NULL) {
+        with_files.superblock = true;
+        with_files.files[with_files.file_count++] =
+            (struct sandbox_file){context->write, SANDBOX_WRITE | SANDBOX_CREATE};
+    }
+    int r = cli_target_open(argv[0], &with_files, NULL, &target, err);
     if (r < 0)
         return r;
     r = cli_tree_new(options, &target, &tree, err);
@@ -251,7 +257,7 @@ const struct cli_command cmd_hash = {
     .details = "Hashes the data partition of IMAGE, or the one that -p tells, and prints what\n"
                "'veritysetup format' would. With --write, FILE becomes the hash device: it is\n"
                "created, or, if it exists, written into from --hash-offset on.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON | CLI_SANDBOX,
     .options = hash_options,
     .operands_min = 1,
     .operands_max = 1,

@@ -46,7 +46,14 @@ static int count_bytes(struct facts *facts, struct error *err)
 static int facts_gather(const char *path, const struct cli_options *options, struct facts *facts,
                         struct error *err)
 {
+    struct cli_options all = *options;
+
+    /* To tell the state of tree files takes what hashing does. */
+    all.hashes = all.superblock = true;
+    all.tree.threads = 1;
     int r = image_open(path, &options->image, &facts->image, err);
+    if (r >= 0)
+        r = cli_confine(&all, &facts->image, 1, NULL, err);
     if (r >= 0)
         r = partition_table_read(facts->image, &facts->table, err);
     if (r >= 0)
@@ -511,7 +518,7 @@ const struct cli_command cmd_info = {
         "Allocated are the bytes that have to be read to know them; the rest, zeros, is not\n"
         "allocated, flagged as zeros, or a hole of the host file. An asterisk marks the data\n"
         "partition: the largest one with a Linux file system.",
-    .groups = CLI_IMAGE | CLI_JSON,
+    .groups = CLI_IMAGE | CLI_JSON | CLI_SANDBOX,
     .operands_min = 1,
     .operands_max = 1,
     .run = info_run,

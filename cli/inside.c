@@ -37,6 +37,17 @@ int inside_check_operands(const char *command, int count, char **operands, struc
     return 0;
 }
 
+bool inside_one_image(int count, char **operands)
+{
+    for (int i = 1; i < count; i++) {
+        const size_t length = (size_t)(find_colon(operands[i]) - operands[i]);
+        if ((size_t)(find_colon(operands[0]) - operands[0]) != length ||
+            memcmp(operands[0], operands[i], length) != 0)
+            return false;
+    }
+    return true;
+}
+
 static void close_image(struct inside *inside)
 {
     if (inside->fs != NULL)
@@ -49,6 +60,7 @@ static void close_image(struct inside *inside)
 void inside_clear(struct inside *inside)
 {
     close_image(inside);
+    error_clear(&inside->why);
 }
 
 int inside_prefix(const struct inside *inside, struct error *err)
@@ -59,6 +71,21 @@ int inside_prefix(const struct inside *inside, struct error *err)
         err->message[length] == ':')
         return -err->code;
     return error_prefix(err, "%s", inside->image);
+}
+
+static int open_image(struct inside *inside, char *image, struct error *err)
+{
+    struct cli_options options = *inside->options;
+
+    options.confine &= inside->confined;
+    int r = cli_target_open(image, &options, NULL, &inside->target, err);
+    if (r < 0)
+        return r;
+    inside->image = strdup(image);
+    if (inside->image == NULL)
+        return error_oom(err);
+    r = file_system_open(inside->target.image, inside->target.partition, &inside->fs, err);
+    return r < 0 ? inside_prefix(inside, err) : 0;
 }
 
 int inside_open(struct inside *inside, const char *operand, const char **ret_path,
@@ -75,16 +102,14 @@ int inside_open(struct inside *inside, const char *operand, const char **ret_pat
         return error_oom(err);
     if (inside->image != NULL && strcmp(inside->image, image) == 0)
         return 0;
+    if (inside->why.code != 0)
+        return error_set(err, inside->why.code, "%s", error_message(&inside->why));
     close_image(inside);
-    int r = cli_target_open(image, inside->options, NULL, &inside->target, err);
+    int r = open_image(inside, image, err);
     if (r < 0)
-        return r;
-    inside->image = TAKE_PTR(image);
-    r = file_system_open(inside->target.image, inside->target.partition, &inside->fs, err);
-    if (r < 0) {
-        r = inside_prefix(inside, err);
         close_image(inside);
-    }
+    if (r < 0 && sandbox_active())
+        (void)error_set(&inside->why, err->code, "%s", error_message(err));
     return r;
 }
 

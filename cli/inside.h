@@ -13,7 +13,9 @@
  */
 struct inside {
     const struct cli_options *options;
-    char *image; /* that is open; NULL: none */
+    bool confined; /* after the image is open, if the command has CLI_SANDBOX: there is but one */
+    char *image;   /* that is open; NULL: none */
+    struct error why; /* the image could not be opened, and confined as we are will not be again */
     struct cli_target target;
     struct file_system *fs;
 };
@@ -27,6 +29,9 @@ bool inside_is_operand(const char *operand);
 
 /* A usage error unless all operands have that form. `command` is for the message. */
 int inside_check_operands(const char *command, int count, char **operands, struct error *err);
+
+/* Whether all operands name files of the same image. */
+bool inside_one_image(int count, char **operands);
 
 /*
  * Opens the operand's image, unless the one before was the same, and the file system that its path

@@ -319,6 +319,7 @@ static int ls_run(const struct cli_options *options, int argc, char **argv, void
     if (r < 0)
         return r;
     ls->inside.options = options;
+    ls->inside.confined = inside_one_image(argc, argv);
     ls->json = options->json;
     ls->headings = argc > 1 || ls->recursive;
     r = list_operands(ls, argc, argv, err);
@@ -337,7 +338,7 @@ const struct cli_command cmd_ls = {
         "chooses, or of the data partition, which must be ext2, ext3 or ext4; nothing is mounted.\n"
         "Owners and groups are numbers. On a terminal, control characters and bytes that are not\n"
         "UTF-8 are shown as \\xNN.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_JSON,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_JSON | CLI_SANDBOX,
     .options = ls_options,
     .operands_min = 1,
     .operands_max = -1,

@@ -228,6 +228,10 @@ static int serve(struct server *server, bool foreground, struct error *err)
     int r = fs_mount(&options, server->directory, &fs, err);
     if (r < 0)
         return r;
+    const struct cli_mountpoint mount = {server->directory, .daemon = !foreground};
+    r = cli_confine(server->cli, &(struct image *){target->image}, 1, &mount, err);
+    if (r < 0)
+        return r;
     server->fs = fs;
     signalled_fs = fs;
     sigprocmask(SIG_UNBLOCK, &signals, NULL);
@@ -247,6 +251,7 @@ static int run_daemon(struct server *server)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
 
+    log_open_syslog();
     int r = serve(server, false, &err);
     if (r == 0)
         return CLI_DONE;
@@ -349,9 +354,11 @@ static int open_target(const char *path, struct cli_options *options, struct cli
         r = absolute_path(options->overlay, &overlay, err);
     if (r < 0)
         return r;
-    options->overlay = overlay;
-    r = cli_target_open(image, options, NULL, target, err);
-    options->overlay = NULL;
+    struct cli_options apart = *options;
+    apart.overlay = overlay;
+    /* There is still a filesystem to be mounted. */
+    apart.probe_apart = true;
+    r = cli_target_open(image, &apart, NULL, target, err);
     return r < 0 ? r : cli_tree_new(options, target, ret_tree, err);
 }
 
@@ -378,8 +385,9 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
     r = fs_check_directory(argv[1], &directory, err);
     if (r < 0)
         return r;
+    absolute.superblock = true;
     struct server server = {
-        .cli = options,
+        .cli = &absolute,
         .mount_options = mount->options,
         .directory = directory,
         .target = &target,
@@ -412,7 +420,7 @@ const struct cli_command cmd_mount = {
         "Mount options: allow_other, allow_root, auto_unmount, direct_io (no page cache for the\n"
         "files), max_read=BYTES, fsname=NAME, noexec, noatime and others of mount(8) that make\n"
         "sense here.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_SANDBOX,
     .options = mount_own_options,
     .operands_min = 2,
     .operands_max = 2,

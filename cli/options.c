@@ -38,6 +38,7 @@ enum shared_id {
     OPT_NO_TREE,
     OPT_LEAN,
     OPT_RESCAN,
+    OPT_NO_SANDBOX,
     OPT_JSON,
     OPT_QUIET,
     OPT_VERBOSE,
@@ -86,6 +87,9 @@ static const struct shared_option {
     {CLI_KEEP, OPT_NO_TREE, {"no-tree", 0, NULL, "neither use nor write a tree file"}},
     {CLI_KEEP, OPT_LEAN, {"lean", 0, NULL, "keep only level 1 and up: a 128th of the space"}},
     {CLI_KEEP, OPT_RESCAN, {"rescan", 0, NULL, "read everything, whatever the tree file says"}},
+    {CLI_SANDBOX,
+     OPT_NO_SANDBOX,
+     {"no-sandbox", 0, NULL, "do not confine the process; for debugging"}},
     {CLI_JSON, OPT_JSON, {"json", 0, NULL, "print one JSON object"}},
     {0, OPT_QUIET, {"quiet", 'q', NULL, "no progress, no warnings"}},
     {0, OPT_VERBOSE, {"verbose", 'v', NULL, "tell more; twice for debugging"}},
@@ -196,6 +200,9 @@ static int apply_shared(enum shared_id id, const char *argument, struct cli_opti
         return 0;
     case OPT_FORCE:
         o->image.force = true;
+        return 0;
+    case OPT_NO_SANDBOX:
+        o->no_sandbox = true;
         return 0;
     case OPT_PARTITION:
         o->partition = argument;

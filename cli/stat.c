@@ -97,6 +97,7 @@ static int stat_run(const struct cli_options *options, int argc, char **argv, vo
     int r = inside_check_operands("stat", argc, argv, err);
     if (r < 0)
         return r;
+    inside.confined = inside_one_image(argc, argv);
     if (options->json)
         file_json_begin(&json);
     for (int i = 0; i < argc; i++) {
@@ -122,7 +123,7 @@ const struct cli_command cmd_stat = {
                "ext2, ext3 or ext4; nothing is mounted. Of a symbolic link it tells of the link, "
                "and where it\n"
                "leads, unless -L is given.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_JSON,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_JSON | CLI_SANDBOX,
     .options = stat_options,
     .operands_min = 1,
     .operands_max = -1,

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <assert.h>
 #include <string.h>
 
 #include "cli/cli.h"
@@ -13,26 +14,65 @@ void cli_target_close(struct cli_target *target)
     *target = (struct cli_target){0};
 }
 
+static int open_image(const char *path, const struct cli_options *options, struct image **ret,
+                      struct error *err)
+{
+    if (options->overlay != NULL)
+        return image_open_overlay(path, &options->image, options->overlay, ret, err);
+    return image_open(path, &options->image, ret, err);
+}
+
+static int find_partition(const char *path, const struct cli_options *options, const char *spec,
+                          struct cli_target *target, struct error *err)
+{
+    int r = options->probe_apart ? cli_probe(options, target->image, &target->partitions, err)
+                                 : partition_table_read(target->image, &target->partitions, err);
+    if (r < 0)
+        return r;
+    r = partition_find(target->partitions, spec, &target->partition, err);
+    return r < 0 ? error_prefix(err, "%s", path) : 0;
+}
+
+static int open_targets(char *const *paths, size_t count, const struct cli_options *options,
+                        const char *fallback, struct cli_target *targets, struct error *err)
+{
+    const char *spec = options->partition != NULL ? options->partition : fallback;
+    struct image *images[CLI_TARGETS_MAX];
+
+    assert(count <= CLI_TARGETS_MAX);
+    for (size_t i = 0; i < count; i++) {
+        int r = open_image(paths[i], options, &targets[i].image, err);
+        if (r < 0)
+            return r;
+        images[i] = targets[i].image;
+    }
+    int r = options->probe_apart ? 0 : cli_confine(options, images, count, NULL, err);
+    for (size_t i = 0; i < count && r >= 0; i++)
+        r = find_partition(paths[i], options, spec, &targets[i], err);
+    return r;
+}
+
+int cli_targets_open(char *const *paths, size_t count, const struct cli_options *options,
+                     const char *fallback, struct cli_target *ret, struct error *err)
+{
+    struct cli_target targets[CLI_TARGETS_MAX] = {0};
+
+    int r = open_targets(paths, count, options, fallback, targets, err);
+    for (size_t i = 0; i < count; i++) {
+        if (r < 0)
+            cli_target_close(&targets[i]);
+        else
+            ret[i] = targets[i];
+    }
+    return r;
+}
+
 int cli_target_open(const char *path, const struct cli_options *options, const char *fallback,
                     struct cli_target *ret, struct error *err)
 {
-    _cleanup_target_ struct cli_target target = {0};
-    const char *spec = options->partition != NULL ? options->partition : fallback;
+    char *const paths[] = {(char *)path};
 
-    int r = options->overlay != NULL
-                ? image_open_overlay(path, &options->image, options->overlay, &target.image, err)
-                : image_open(path, &options->image, &target.image, err);
-    if (r < 0)
-        return r;
-    r = partition_table_read(target.image, &target.partitions, err);
-    if (r < 0)
-        return r;
-    r = partition_find(target.partitions, spec, &target.partition, err);
-    if (r < 0)
-        return error_prefix(err, "%s", path);
-    *ret = target;
-    target = (struct cli_target){0};
-    return 0;
+    return cli_targets_open(paths, 1, options, fallback, ret, err);
 }
 
 int cli_meter_start(const struct cli_options *options, const char *what,

@@ -198,7 +198,13 @@ static int prepare(const struct cli_options *options, const struct verify_contex
     int r = read_root(context, job, err);
     if (r < 0)
         return r;
-    r = cli_target_open(image, options, NULL, &job->target, err);
+    struct cli_options with_files = *options;
+    if (job->hash_device != NULL) {
+        with_files.superblock = true;
+        with_files.files[with_files.file_count++] =
+            (struct sandbox_file){job->hash_device, SANDBOX_READ};
+    }
+    r = cli_target_open(image, &with_files, NULL, &job->target, err);
     if (r < 0)
         return r;
     if (job->hash_device != NULL && !options->verity.no_superblock) {
@@ -455,7 +461,7 @@ const struct cli_command cmd_verify = {
     .details = "Reads all of the data partition of IMAGE, or of the one that -p tells, and checks\n"
                "it against the root hash. With --hash-device every block of that is checked, too,\n"
                "and what is wrong is told by its place. Exits with 3 if anything is wrong.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_JSON,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_JSON | CLI_SANDBOX,
     .options = verify_options,
     .operands_min = 1,
     .operands_max = 1,

@@ -24,6 +24,11 @@ bool log_enabled(enum log_level level)
     return (int)level <= atomic_load_explicit(&log_level, memory_order_relaxed);
 }
 
+void log_open_syslog(void)
+{
+    openlog("qverity", LOG_PID | LOG_NDELAY, LOG_DAEMON);
+}
+
 void log_to_syslog(void)
 {
     openlog("qverity", LOG_PID, LOG_DAEMON);

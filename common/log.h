@@ -20,6 +20,9 @@ enum log_level {
 void log_set_level(enum log_level level);
 bool log_enabled(enum log_level level);
 
+/* Connects to syslog, for a process that cannot do so later. */
+void log_open_syslog(void);
+
 /* From now on lines go to syslog (daemon facility) instead of stderr. */
 void log_to_syslog(void);
 

@@ -9,7 +9,7 @@
 
 #define DEFAULT_CACHE_SIZE (64u * 1024 * 1024)
 
-static unsigned usable_cpus(void)
+unsigned usable_cpus(void)
 {
     cpu_set_t set;
 

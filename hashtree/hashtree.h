@@ -230,3 +230,19 @@ int hashtree_verify(struct hashtree *tree, const uint8_t *root, int hash_fd, con
 int hashtree_diff(struct hashtree *a, struct hashtree *b,
                   int (*report)(void *arg, uint64_t start, uint64_t length, struct error *err),
                   void *arg, struct error *err);
+
+/* --- Confinement --- */
+
+/*
+ * To be called before the process is confined (common/sandbox.h): sets up what builds in up to
+ * `threads` threads (0: one for each CPU) take and a confined process cannot get: io_uring rings,
+ * which can do nothing but read, and libraries that are loaded when they are first used; with
+ * `superblock`, those that superblocks take, too. What cannot be had, builds will do without.
+ */
+void hashtree_prepare_confined(unsigned threads, bool superblock);
+
+/* The text that tree files have, of HASHTREE_FILE_MAGIC_SIZE bytes, at one of two offsets. */
+#define HASHTREE_FILE_MAGIC "qvtree\032\n"
+#define HASHTREE_FILE_MAGIC_SIZE 8
+#define HASHTREE_FILE_MAGIC_AT_1 0
+#define HASHTREE_FILE_MAGIC_AT_2 16384

@@ -19,6 +19,7 @@
  *     plan.c      where there is data: cuts it into segments, assembles the nodes above them
  *     segment.c   one segment: the nodes that one worker makes alone
  *     reader.c    reads of a worker: io_uring or pread
+ *     ring.c      io_uring's rings, and where they come from in a confined process
  *     build.c     a build: workers that take segments from the plan
  *     nodes.c     nodes kept in memory, and the computation of a single one
  *     device.c    the hash device: reading and writing it
@@ -32,6 +33,8 @@
 #define RUN_DEPTH 16
 /* Reads that one run may consist of. More scattered data is read in shorter runs. */
 #define RUN_PIECES 32
+/* Reads that all runs may consist of. */
+#define RING_ENTRIES (RUN_DEPTH * RUN_PIECES)
 /* What a worker takes from the plan at a time, about. */
 #define SEGMENT_BYTES (4u * 1024 * 1024)
 
@@ -96,6 +99,9 @@ static inline size_t tree_run_bytes(const struct hashtree *tree)
 struct node_sink;
 
 /* --- hashtree.c --- */
+
+/* CPUs that we may run on. */
+unsigned usable_cpus(void);
 
 /* A full build, also if the root is known already, whose nodes go to `sink` (which may be NULL,
  * else has both members). Sets the root. */
@@ -377,6 +383,16 @@ int reader_finished(struct reader *reader, bool wait, struct run **ret, struct e
 
 /* Waits for whatever is under way, without caring how it ends: buffers must not be freed before. */
 void reader_drain(struct reader *reader);
+
+/* --- ring.c --- */
+
+struct io_uring;
+
+/* A ring of RING_ENTRIES. Returns 0 or -errno; -EPERM: the process is confined, and others have all
+ * the rings that it has. Files must be unregistered before it is closed. `idle`: nothing that was
+ * submitted is still to come. */
+int ring_open(struct io_uring *ret);
+void ring_close(struct io_uring *ring, bool idle);
 
 /* --- build.c --- */
 

@@ -134,7 +134,7 @@ static void set_up_uring(struct reader *reader)
     struct iovec buffers[RUN_DEPTH];
 
     reader->uring_tried = true;
-    int r = io_uring_queue_init(RUN_DEPTH * RUN_PIECES, &reader->ring, 0);
+    int r = ring_open(&reader->ring);
     if (r < 0) {
         log_info("io_uring is not available (%s): reading with pread", strerror(-r));
         return;
@@ -186,7 +186,7 @@ void reader_free(struct reader *reader)
          * and with them the image's locks and the mount that it lies on, after we are gone. */
         if (reader->fixed_files)
             io_uring_unregister_files(&reader->ring);
-        io_uring_queue_exit(&reader->ring);
+        ring_close(&reader->ring, reader->in_flight == 0);
     }
     munmap(reader->memory, reader->run_bytes * RUN_DEPTH);
     free(reader);

@@ -6,8 +6,11 @@
 #include <string.h>
 
 #include "common/checked.h"
+#include "hashtree/hashtree.h"
 
-const uint8_t tree_magic[TREE_MAGIC_SIZE] = {'q', 'v', 't', 'r', 'e', 'e', 0x1a, '\n'};
+const uint8_t tree_magic[TREE_MAGIC_SIZE] = HASHTREE_FILE_MAGIC;
+_Static_assert(TREE_MAGIC_SIZE == HASHTREE_FILE_MAGIC_SIZE && SLOT_SIZE == HASHTREE_FILE_MAGIC_AT_2,
+               "each slot begins with it");
 
 enum { FLAG_LEAN = 1 << 0, FLAG_SETTLED = 1 << 1 };
 

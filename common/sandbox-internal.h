@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <sys/types.h>
+
+#include "common/sandbox.h"
+
+/* Private to sandbox.c, sandbox-filter.c and sandbox-broker.c. */
+
+/*
+ * Loads the system call filter. *ret is the descriptor on which the kernel tells of the calls that
+ * the broker makes: openat, linkat, rename*, unlink*, umount2; and of those that are refused.
+ * Returns 0 or -errno.
+ */
+int sandbox_load_filter(int *ret);
+
+/*
+ * Serves until `worker` ends, whose end of `socket` is closed then. Called in the child process,
+ * where nothing but `socket` is needed of what is open. Packets of one byte on the socket are steps
+ * of the beginning: the broker tells that it can read the worker's memory, the worker sends the
+ * number of the filter's descriptor (an int), the broker tells that it has a copy.
+ */
+_Noreturn void sandbox_broker_run(const struct sandbox *sandbox, pid_t worker, int socket);

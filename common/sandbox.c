@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT */
+#include "common/sandbox.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <linux/capability.h>
+#include <linux/landlock.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/sandbox-internal.h"
+
+static bool active;
+
+bool sandbox_active(void)
+{
+    return active;
+}
+
+/* Sanitizers open files, map memory and run threads as they like. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED 0
+#endif
+
+/* --- Landlock --- */
+
+/* Of the kernel's interface up to version 6, which a build machine's headers need not know. */
+struct ruleset {
+    uint64_t fs;     /* version 1 */
+    uint64_t net;    /* 4 */
+    uint64_t scoped; /* 6 */
+};
+
+/*
+ * No right to any file, to TCP, or to abstract sockets and processes of others. Kernels without
+ * Landlock leave that to the filter alone. Returns 0 or -errno.
+ */
+static int enter_landlock(void)
+{
+    static const unsigned fs_rights[] = {0, 13, 14, 15, 15, 16}; /* of versions 1 to 5 */
+    struct ruleset rules = {0};
+    size_t size = sizeof(rules.fs);
+
+    long version = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
+    if (version < 1) {
+        log_info("confinement: the kernel has no Landlock: %s",
+                 version < 0 ? strerror(errno) : "version 0");
+        return 0;
+    }
+    rules.fs = (UINT64_C(1) << fs_rights[version < 5 ? version : 5]) - 1;
+    if (version >= 4) {
+        rules.net = 3;
+        size = 2 * sizeof(uint64_t);
+    }
+    if (version >= 6) {
+        rules.scoped = 3;
+        size = 3 * sizeof(uint64_t);
+    }
+    _cleanup_close_ int fd = (int)syscall(SYS_landlock_create_ruleset, &rules, size, 0);
+    if (fd < 0 || syscall(SYS_landlock_restrict_self, fd, 0) < 0)
+        return -errno;
+    return 0;
+}
+
+/* --- Capabilities --- */
+
+/* All but the one to pin memory, which io_uring's buffers take. */
+static int drop_capabilities(void)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    const uint32_t kept = 1u << CAP_IPC_LOCK;
+
+    if (syscall(SYS_capget, &header, data) < 0)
+        return -errno;
+    for (unsigned long capability = 0; capability <= 63; capability++)
+        if (prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1)
+            (void)prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
+    (void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    data[0].effective &= kept;
+    data[0].permitted &= kept;
+    data[0].inheritable = 0;
+    data[1] = (struct __user_cap_data_struct){0};
+    return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
+}
+
+/* --- The broker --- */
+
+static bool hear_broker(int socket)
+{
+    char byte;
+
+    return recv(socket, &byte, 1, 0) == 1;
+}
+
+/* Starts it and waits until it can read our memory. *ret_socket is ours. */
+static int start_broker(const struct sandbox *sandbox, int *ret_socket, struct error *err)
+{
+    _cleanup_close_ int ours = -1;
+    pid_t worker = getpid();
+    int fds[2];
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
+        return error_set_errno(err, errno, "socketpair");
+    ours = fds[0];
+    pid_t broker = fork();
+    if (broker == 0) {
+        (void)close(ours);
+        sandbox_broker_run(sandbox, worker, fds[1]);
+    }
+    int saved_errno = errno;
+    (void)close(fds[1]);
+    if (broker < 0)
+        return error_set_errno(err, saved_errno, "fork");
+    /* Where Yama lets only ancestors look into a process. */
+    (void)prctl(PR_SET_PTRACER, broker, 0, 0, 0);
+    if (!hear_broker(ours)) {
+        (void)waitpid(broker, NULL, 0);
+        log_info("not confined: another process cannot read this one's memory");
+        return 0;
+    }
+    *ret_socket = take_fd(&ours);
+    return 1;
+}
+
+/* --- All of it --- */
+
+/* What would be loaded, or opened, when it is first needed. */
+static void prepare(void)
+{
+    /* pthread_cancel() and pthread_exit() load it. It is never unloaded. */
+    (void)dlopen("libgcc_s.so.1", RTLD_NOW);
+    /* Local time is told in the system log. */
+    tzset();
+}
+
+/* From the first step on there is no way back. */
+static int confine(int socket, struct error *err)
+{
+    _cleanup_close_ int notify = -1;
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return error_set_errno(err, errno, "confinement: no_new_privs");
+    int r = enter_landlock();
+    if (r < 0)
+        return error_set_errno(err, -r, "confinement: Landlock");
+    r = drop_capabilities();
+    if (r < 0)
+        return error_set_errno(err, -r, "confinement: capabilities");
+    r = sandbox_load_filter(&notify);
+    if (r < 0)
+        return error_set_errno(err, -r, "confinement: seccomp");
+    if (send(socket, &notify, sizeof(notify), MSG_NOSIGNAL) != (ssize_t)sizeof(notify) ||
+        !hear_broker(socket))
+        return error_set(err, EPIPE, "confinement: the broker has ended");
+    return 0;
+}
+
+/*
+ * Whether a filter can be loaded whose calls are handed over, and descriptors in answer. There are
+ * kernels that cannot, filters of containers that forbid it, and processes whose calls are handed
+ * to somebody already. A child tries, for whom it does not matter.
+ */
+static bool kernel_can(void)
+{
+    struct utsname name;
+    unsigned version, sub;
+    int status = -1, notify;
+
+    /* SECCOMP_ADDFD_FLAG_SEND is there since 5.14. */
+    if (uname(&name) < 0 || sscanf(name.release, "%u.%u", &version, &sub) != 2 ||
+        (version == 5 && sub < 14) || version < 5)
+        return false;
+    pid_t child = fork();
+    if (child == 0)
+        _exit(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || sandbox_load_filter(&notify) < 0);
+    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
+        ;
+    return child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+int sandbox_enter(const struct sandbox *sandbox, struct error *err)
+{
+    int socket;
+
+    if (SANITIZED) {
+        log_debug("not confined: built with a sanitizer");
+        return 0;
+    }
+    if (!kernel_can()) {
+        log_info("not confined: no seccomp notifications here");
+        return 0;
+    }
+    prepare();
+    int r = start_broker(sandbox, &socket, err);
+    if (r <= 0)
+        return r;
+    /* `socket` stays open: that it is closed tells the broker of our end. */
+    r = confine(socket, err);
+    if (r < 0)
+        return r;
+    active = true;
+    return 1;
+}

@@ -1,0 +1,165 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# Confinement: what code can do that got into the process through a hole in a parser. The hole is a library
+# that takes the place of zlib's inflate().
+. "$(dirname "$0")/lib.sh"
+
+require mkfs.ext4 qemu-img qemu-io fusermount3 jq setpriv
+hole=${QVERITY_TOOLS:-$top/build/tests/tools}/planted-hole.so
+[ -e "$hole" ] || skip_all "planted-hole was not built"
+
+# Which keep the host's kernel, and what it can, apart.
+head -c 300k /dev/urandom | base64 -w 0 >text
+truncate -s 1M text
+qemu-img convert -c -f raw -O qcow2 text image.qcow2
+cp image.qcow2 other.qcow2
+mkdir text.d
+cp text text.d/
+echo secret >victim
+
+if nm -D "$QVERITY" 2>/dev/null | grep -qE '__(asan|tsan)_init'; then
+    "$QVERITY" -v -v hash -p disk --no-tree image.qcow2 >/dev/null 2>err
+    like "a build with a sanitizer is not confined, and says so" "$(cat err)" 'not confined: built with a sanitizer'
+    finish
+fi
+
+"$QVERITY" -v hash -p disk --no-tree image.qcow2 >/dev/null 2>err
+! grep -q 'not confined' err || skip_all "$(sed -n 's/^qverity: //p' err)"
+
+# attack NAME COMMAND…: runs it with the hole; what the attacker did is in err
+attack()
+{
+    local name=$1
+    shift
+    LD_PRELOAD=$hole "$@" >out 2>err </dev/null
+    is "$name: exit status" $? 0
+    is "$name: the hole was there" "$(grep -c '^hole: end' err)" 1
+}
+
+contained()
+{
+    is "$1: nothing that an attacker tried was done" "$(grep '^hole: .*: done$' err)" ""
+    ok "$1: he tried much" [ "$(grep -c '^hole: .*: refused: ' err)" -ge 25 ]
+    ok "$1: it is told" grep -qx 'qverity: warning: confinement: openat was refused: /etc/passwd' err
+    is "$1: and did no harm" "$(cat victim; find . -name 'evil*')" secret
+}
+
+# --- Without confinement all of it is possible: the attacks are real ---
+
+for attack in "read /etc/passwd" "read it by another name" "list a directory" "write to it" "create a file" "rename a file" \
+    "run a program" "fork" "make a Unix socket" "make a TCP socket" "make code"; do
+    [ -e out.plain ] || {
+        attack "not confined" "$QVERITY" hash -p disk --no-tree --no-sandbox image.qcow2
+        cp err out.plain
+    }
+    like "not confined: $attack" "$(grep "^hole: $attack:" out.plain)" 'done$'
+done
+rm -rf evil*
+echo secret >victim
+chmod 600 victim
+
+# --- Every command that looks into images ---
+
+expected=$("$QVERITY" hash -p disk --no-tree --no-sandbox image.qcow2 | sed -n 's/^Root hash:[[:space:]]*//p')
+attack "hash" "$QVERITY" hash -p disk image.qcow2
+contained "hash"
+is "hash: the root hash" "$(sed -n 's/^Root hash:[[:space:]]*//p' out)" "$expected"
+ok "hash: its tree file was written" [ -s image.qcow2.qvtree ]
+attack "hash, with a tree file" "$QVERITY" hash -p disk --rescan image.qcow2
+contained "hash, with a tree file"
+attack "hash --write" "$QVERITY" hash -p disk --no-tree --write hash.img image.qcow2
+contained "hash --write"
+attack "verify" "$QVERITY" verify -p disk --root-hash "$expected" --hash-device hash.img image.qcow2
+contained "verify"
+attack "read" "$QVERITY" read image.qcow2 0 1M
+contained "read"
+same "read: the bytes" out text
+attack "map" "$QVERITY" map image.qcow2
+contained "map"
+attack "info" "$QVERITY" info image.qcow2
+contained "info"
+rm -f other.qcow2.qvtree image.qcow2.qvtree
+attack "diff" "$QVERITY" diff -p disk image.qcow2 other.qcow2
+contained "diff"
+attack "update" "$QVERITY" update -p disk image.qcow2
+contained "update"
+
+# Files inside an image that is compressed
+truncate -s 8M fs.raw
+mkfs.ext4 -q -F -d text.d fs.raw
+qemu-img convert -c -f raw -O qcow2 fs.raw fs.qcow2
+for command in ls stat cat; do
+    attack "$command" "$QVERITY" $command fs.qcow2:/text
+    contained "$command"
+done
+same "cat: the bytes" out text
+
+# --- What works as it did: nothing is refused ---
+
+calm()
+{
+    local name=$1
+    shift
+    "$QVERITY" "$@" >/dev/null 2>err
+    is "$name: nothing is refused" "$(grep confinement: err)" ""
+}
+
+calm "info" info fs.qcow2
+calm "hash" hash -p disk --rescan image.qcow2
+calm "hash, sha512" hash -p disk --rescan --hash sha512 image.qcow2
+calm "hash --write" hash -p disk --no-tree --write calm.img image.qcow2
+calm "update" update -p disk image.qcow2
+calm "verify" verify -p disk --root-hash "$expected" --hash-device hash.img image.qcow2
+calm "ls" ls -lR fs.qcow2:/
+
+# --- A mount ---
+
+# In the foreground, so that there is a place to tell
+mount_and_read()
+{
+    mkdir -p mnt
+    LD_PRELOAD=$hole "$QVERITY" mount -f -p disk --no-tree image.qcow2 mnt >out 2>err </dev/null &
+    server=$!
+    t_kill_later $server
+    for _ in {1..200}; do
+        [ ! -e mnt/disk ] || break
+        sleep 0.05
+    done
+}
+
+mount_and_read
+same "mount: the bytes" mnt/disk text
+is "mount: the root hash" "$(cat mnt/root-hash)" "$expected"
+same "mount: the hash device" mnt/hash hash.img
+is "mount: no capability but one" "$(sed -n 's/^CapEff:[[:space:]]*//p; s/^CapPrm:[[:space:]]*//p; s/^CapBnd:[[:space:]]*//p' /proc/$server/status | sort -u | grep -vcx -e 0000000000000000 -e 0000000000004000)" 0
+is "mount: no new privileges" "$(sed -n 's/^NoNewPrivs:[[:space:]]*//p' /proc/$server/status)" 1
+is "mount: a filter" "$(sed -n 's/^Seccomp:[[:space:]]*//p' /proc/$server/status)" 2
+is "mount: the broker has nothing of the image" "$(find /proc/"$(pgrep -P $server -x qverity-broker)"/fd -lname '*image*' | wc -l)" 0
+broker=$(pgrep -P $server -x qverity-broker)
+kill -TERM $server
+wait $server
+is "mount: SIGTERM ends and unmounts it" "$? $(grep -c " $T/mnt " /proc/mounts)" "0 0"
+for _ in {1..100}; do
+    [ -d "/proc/$broker" ] || break
+    sleep 0.05
+done
+ok "mount: the broker ends with it" [ ! -d "/proc/$broker" ]
+
+is "mount: two processes had the hole" "$(grep -c '^hole: end' err)" 2
+contained "mount"
+
+# --- As a user who is not root ---
+
+if [ "$(id -u)" -eq 0 ]; then
+    chmod 777 .
+    chmod 644 image.qcow2
+    rm -f out err user.qvtree
+    LD_PRELOAD=$hole setpriv --reuid 65534 --regid 65534 --clear-groups -- \
+        "$QVERITY" hash -p disk --tree user.qvtree image.qcow2 >"$T/user.out" 2>err
+    is "a plain user: exit status" $? 0
+    is "a plain user: nothing that an attacker tried was done" "$(grep '^hole: .*: done$' err)" ""
+    is "a plain user: the root hash" "$(sed -n 's/^Root hash:[[:space:]]*//p' user.out)" "$expected"
+    ok "a plain user: the tree file" [ -s user.qvtree ]
+fi
+
+finish
