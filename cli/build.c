@@ -8,6 +8,7 @@
 #include "cli/cli.h"
 #include "cli/guest_append.h"
 #include "cli/guest_kernel.h"
+#include "cli/manifest.h"
 #include "common/io.h"
 #include "common/log.h"
 #include "common/units.h"
@@ -187,6 +188,21 @@ static int find_boot(const char *image, const char *folder, struct build_boot *r
     return 0;
 }
 
+static int make_manifest(const struct build_manifest *about, json_t **ret, void *arg,
+                         struct error *err)
+{
+    const struct manifest_files files = {
+        .image = about->image,
+        .kernel = about->kernel,
+        .initrd = about->initrd,
+        .append = about->append,
+        .ovmf = about->ovmf,
+    };
+
+    (void)arg;
+    return manifest_describe(&files, ret, err);
+}
+
 /* --- Plans --- */
 
 static int print_plan_json(const struct plan_step *steps, size_t count, struct error *err)
@@ -323,6 +339,7 @@ static int build_run(const struct cli_options *options, int argc, char **argv, v
         .compress = build->compress,
         .interrupt = -1,
         .threads = options->tree.threads,
+        .manifest = make_manifest,
         .find_boot = find_boot,
         .handlers = {.step = on_step, .output = on_output, .arg = build},
     };

@@ -4,6 +4,7 @@
 
 #include "cli/guest_append.h"
 #include "cli/guest_kernel.h"
+#include "cli/manifest.h"
 #include "cli/manifest_blyss.h"
 #include "cli/measure.h"
 #include "cli/serve.h"
@@ -411,8 +412,8 @@ static int files_json(const struct guest *guest, json_t *object, struct error *e
     return r;
 }
 
-static int print_manifest(const struct manifest *manifest, const struct guest *guest,
-                          struct error *err)
+static int manifest_json(const struct manifest *manifest, const struct guest *guest, json_t **ret,
+                         struct error *err)
 {
     _cleanup_json_ json_t *object = json_object(), *verity = NULL;
     json_t *digests = json_array();
@@ -437,6 +438,17 @@ static int print_manifest(const struct manifest *manifest, const struct guest *g
         return r;
     }
     r = json_put(object, "launch_digests", digests, err);
+    if (r == 0)
+        *ret = TAKE_PTR(object);
+    return r;
+}
+
+static int print_manifest(const struct manifest *manifest, const struct guest *guest,
+                          struct error *err)
+{
+    _cleanup_json_ json_t *object = NULL;
+
+    int r = manifest_json(manifest, guest, &object, err);
     return r < 0 ? r : json_print(object, err);
 }
 
@@ -459,6 +471,31 @@ static int print_blyss(const struct manifest *manifest, const struct guest *gues
     if (r == 0)
         r = manifest_blyss_json(&blyss, &object, err);
     return r < 0 ? r : json_print(object, err);
+}
+
+int manifest_describe(const struct manifest_files *files, json_t **ret, struct error *err)
+{
+    const struct cli_options options = {0};
+    struct manifest manifest = {
+        .kernel = files->kernel,
+        .initrd = files->initrd,
+        .append = files->append,
+        .ovmf = files->ovmf,
+    };
+    _cleanup_target_ struct cli_target target = {0};
+    _cleanup_(guest_clear_cleanup) struct guest guest = {
+        .target = &target, .kernel = GUEST_FILE_INIT, .initrd = GUEST_FILE_INIT};
+
+    int r = check_options(&manifest, err);
+    if (r == 0)
+        r = cli_target_open(files->image, &options, NULL, &target, err);
+    if (r == 0)
+        r = open_guest(&options, &manifest, &guest, err);
+    if (r == 0)
+        r = complete_guest(&options, &manifest, &guest, err);
+    if (r == 0 && guest.ovmf != NULL)
+        r = check_root_hash(&guest, err);
+    return r < 0 ? r : manifest_json(&manifest, &guest, ret, err);
 }
 
 static int manifest_run(const struct cli_options *options, int argc, char **argv, void *context,

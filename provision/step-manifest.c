@@ -63,6 +63,27 @@ static int write_manifest(const struct build *build, const json_t *manifest, str
     return r;
 }
 
+/* Names of files are as whoever gets the work directory sees them: the same wherever it was. */
+static int shorten_names(const struct build *build, json_t *manifest, struct error *err)
+{
+    static const char *const keys[] = {"kernel", "initrd"};
+    const size_t prefix = strlen(build->work);
+    const char *key;
+    json_t *value;
+
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+        json_t *file = json_object_get(manifest, keys[i]);
+        json_object_foreach (file, key, value) {
+            const char *text = json_string_value(value);
+            if (text == NULL || strncmp(text, build->work, prefix) != 0 || text[prefix] != '/')
+                continue;
+            if (json_object_set_new(file, key, json_string(text + prefix + 1)) != 0)
+                return error_oom(err);
+        }
+    }
+    return 0;
+}
+
 static int run(struct build *build, struct step *step, struct error *err)
 {
     const struct manifest_options *options = step->options;
@@ -81,6 +102,8 @@ static int run(struct build *build, struct step *step, struct error *err)
     about.kernel = kernel;
     about.initrd = initrd;
     r = build->options->manifest(&about, &manifest, build->options->handlers.arg, err);
+    if (r == 0)
+        r = shorten_names(build, manifest, err);
     if (r == 0)
         r = write_manifest(build, manifest, err);
     if (r < 0)

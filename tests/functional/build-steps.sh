@@ -55,6 +55,14 @@ is "the root hash is that of the image" "$("$QVERITY" hash work/disk.qcow2 | sed
 is "the image is sound" "$(qemu-img check -q work/disk.qcow2 && echo yes)" yes
 is "only the owner sees what was before the seal" "$(stat -c %a work/steps)" 700
 
+cp work/disk.qcow2 same.qcow2
+sed 's/^  - hash$/  - hash\n  - manifest: {kernel: runs, initrd: runs}/' r.yaml >m.yaml
+"$QVERITY" build --work work m.yaml >out 2>err
+is "a manifest can be made" $? 0
+same "it is what the command tells" work/manifest.json \
+    <(cd work && "$QVERITY" manifest --kernel runs --initrd runs disk.qcow2)
+is "with the root hash" "$(jq -r .root_hash work/manifest.json)" "$first"
+
 build --work work r.yaml
 is "a second build has nothing to do" "$? $(grep -c 'done already' err)" '0 8'
 is "and tells the same" "$(hash_of)" "$first"
