@@ -32,6 +32,12 @@ struct guest {
     struct ssh *ssh;
     int64_t deadline; /* of what is waited for; 0: none */
     bool ending;      /* that the guest ends is what is waited for */
+    /* To a command of QMP. It is here as it may come when nobody waits for it any more: then
+     * freeing QEMU tells that there was none. */
+    struct {
+        bool awaited, failed;
+        char *error;
+    } answer;
     struct {
         int fd;
         guest_meanwhile *take;
@@ -145,6 +151,7 @@ void guest_free(struct guest *guest)
     if (guest->failure != NULL)
         until_free(guest->failure);
     cleanup_close(&guest->console);
+    free(guest->answer.error);
     free(guest);
 }
 
@@ -314,41 +321,45 @@ int guest_sync(struct build *build, struct error *err)
     return r;
 }
 
-struct answer {
-    bool came;
-    char *error;
-};
-
 static void on_answer(json_t *ret, const char *error, void *arg)
 {
-    struct answer *answer = arg;
+    struct guest *guest = arg;
 
-    answer->came = true;
-    if (ret == NULL)
-        answer->error = strdup(error != NULL ? error : "QEMU ended");
+    guest->answer.awaited = false;
+    guest->answer.failed = ret == NULL;
+    free(guest->answer.error);
+    guest->answer.error = error != NULL ? strdup(error) : NULL;
+}
+
+/* Has QEMU do something, and waits for its answer. `arguments` is taken. */
+static int execute(struct guest *guest, const char *command, json_t *arguments, struct error *err)
+{
+    if (arguments == NULL)
+        return error_oom(err);
+    int r = qmp_execute(qemu_qmp(guest->qemu), command, arguments, on_answer, guest, err);
+    if (r < 0)
+        return r;
+    guest->answer.awaited = true;
+    set_deadline(guest, QMP_SECONDS);
+    /* Dispatching sends what is queued. */
+    r = qemu_dispatch(guest->qemu, err);
+    while (r == 0 && guest->answer.awaited)
+        r = step(guest, -1, 0, 1000, err);
+    guest->deadline = 0;
+    if (r == 0 && guest->answer.failed)
+        r = error_set(err, EIO, "QEMU: %s: %s", command,
+                      guest->answer.error != NULL ? guest->answer.error : "it ended");
+    return r;
 }
 
 int guest_change_disk(struct guest *guest, const char *path, struct error *err)
 {
-    struct answer answer = {0};
-    json_t *arguments =
-        json_pack("{s:s, s:s, s:s}", "device", "disk0", "snapshot-file", path, "format", "qcow2");
+    int r = execute(
+        guest, "blockdev-snapshot-sync",
+        json_pack("{s:s, s:s, s:s}", "device", "disk0", "snapshot-file", path, "format", "qcow2"),
+        err);
 
-    if (arguments == NULL)
-        return error_oom(err);
-    int r = qmp_execute(qemu_qmp(guest->qemu), "blockdev-snapshot-sync", arguments, on_answer,
-                        &answer, err);
-    set_deadline(guest, QMP_SECONDS);
-    /* Dispatching sends what is queued. */
-    if (r == 0)
-        r = qemu_dispatch(guest->qemu, err);
-    while (r == 0 && !answer.came)
-        r = step(guest, -1, 0, 1000, err);
-    guest->deadline = 0;
-    if (r == 0 && answer.error != NULL)
-        r = error_set(err, EIO, "%s: QEMU: %s", path, answer.error);
-    free(answer.error);
-    return r;
+    return r < 0 ? error_prefix(err, "%s", path) : 0;
 }
 
 int guest_shutdown(struct guest *guest, uint64_t seconds, struct error *err)

@@ -15,6 +15,8 @@ $FAKE_GUEST_MODE, words that change that:
     other-key   sshd has another host key
     no-login    sshd does not know the build's key
     hangs       powering off does nothing
+    stuck       QEMU never answers when it is to change to another disk, which it tells with a file `stuck`
+    falls       QEMU ends instead
 
 An installer is told by an -append with an address: it fetches what it is to do into the tree, lets another
 process try the same, and powers off. Words for it:
@@ -86,6 +88,11 @@ def serve_qmp():
         if command == "quit":
             send({"return": {}})
             shut_down("host-qmp-quit")
+        elif command == "blockdev-snapshot-sync" and "stuck" in modes:
+            open(tree + "/stuck", "w").close()
+        elif command == "blockdev-snapshot-sync" and "falls" in modes:
+            sys.stderr.write("qemu-system-x86_64: it fell\n")
+            end(1)
         elif command == "blockdev-snapshot-sync":
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2",
                             arguments["snapshot-file"]], check=True)
