@@ -28,9 +28,9 @@
  * A guest that runs is no state that can be kept. A build that begins between boot and shutdown
  * boots once more, as the boot step says, on an overlay of what was there. So that this is
  * possible, each step that changes a running guest begins with a new overlay, to which QEMU changes
- * over while the guest runs, and ends with a sync in the guest: below each overlay is a disk as
- * after a loss of power at a moment when all that counts was written, which is what a journal is
- * for.
+ * over while the guest runs, and ends, as boot does, with a sync in the guest: below each overlay
+ * is a disk as after a loss of power at a moment when all that counts was written, which is what a
+ * journal is for.
  */
 
 /* Changes when the same recipe comes to mean something else. */
@@ -328,14 +328,10 @@ static int prepare(struct build *build, const struct step *step, struct error *e
 static void drop_old_tree(struct build *build, size_t i)
 {
     const ssize_t base = base_of(build->recipe, i);
-    _cleanup_free_ char *path = NULL;
+    const struct step *steps = build->recipe->steps;
 
-    if (base < 0 || !build->recipe->steps[i].type->changes ||
-        strcmp(build->recipe->steps[base].type->kind, "install") == 0)
-        return;
-    if (asprintf(&path, "%s/steps/%s/" TREE_NAME, build->work, build->recipe->steps[base].folder) >=
-        0)
-        (void)remove_all(path, NULL);
+    if (base >= 0 && steps[i].type->changes && strcmp(steps[base].type->kind, "install") != 0)
+        (void)work_drop_tree(build, &steps[base], NULL);
 }
 
 static void forget_step(struct build *build)
@@ -377,7 +373,7 @@ static int do_step(struct build *build, size_t i, double *ret_seconds, struct er
         r = prepare(build, step, err);
     if (r == 0)
         r = step->type->run(build, step, err);
-    if (r == 0 && build->guest != NULL && step->type->changes && !step->type->moves)
+    if (r == 0 && build->guest != NULL && step->type->changes)
         r = guest_sync(build, err);
     if (r < 0)
         return r;

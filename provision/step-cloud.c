@@ -82,7 +82,8 @@ static int make_seed(struct build *build, const struct cloud_step *options, stru
     if (r < 0)
         return r;
     const struct iso_text texts[] = {{"user-data", user}, {"meta-data", meta}};
-    return iso_write(path, "CIDATA", texts, 2, err);
+    r = iso_write(path, "CIDATA", texts, 2, err);
+    return r < 0 ? r : sync_path(path, err);
 }
 
 /* An overlay: the image that was given is never written to. */

@@ -148,6 +148,9 @@ static int run(struct build *build, struct step *step, struct error *err)
     /* Not a word of them, not even where no file is. */
     if (r == 0)
         r = seal_search(new, keys->secrets, keys->secret_count, err);
+    /* It takes the name, and maybe the place of another one, when it is on disk. */
+    if (r == 0)
+        r = sync_path(new, err);
     if (r == 0 && rename(new, path) < 0)
         r = error_set_errno(err, errno, "%s: cannot rename to %s", new, path);
     if (r == 0)

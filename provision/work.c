@@ -13,6 +13,7 @@
 #define STATE_VERSION 1
 #define STATE_MAX (1024 * 1024)
 #define DEPTH_MAX 1000
+#define OLD_TREE_NAME TREE_NAME ".old"
 
 /* --- The directory --- */
 
@@ -123,6 +124,48 @@ static bool is_step_folder(const struct recipe *recipe, const char *name, unsign
     return false;
 }
 
+/* The step is not done from here on, though its folder may be removed in part only, if this process
+ * is killed or the machine goes down. */
+static int forget_state(const char *folder, struct error *err)
+{
+    _cleanup_free_ char *state = NULL;
+
+    if (asprintf(&state, "%s/state.json", folder) < 0)
+        return error_oom(err);
+    if (unlink(state) == 0)
+        return sync_path(folder, err);
+    if (errno != ENOENT && errno != ENOTDIR)
+        return error_set_errno(err, errno, "%s: cannot remove", state);
+    return 0;
+}
+
+int work_drop_tree(const struct build *build, const struct step *step, struct error *err)
+{
+    _cleanup_free_ char *tree = NULL, *old = NULL;
+
+    if (asprintf(&tree, "%s/steps/%s/" TREE_NAME, build->work, step->folder) < 0 ||
+        asprintf(&old, "%s/steps/%s/" OLD_TREE_NAME, build->work, step->folder) < 0)
+        return error_oom(err);
+    /* Nothing is ever made of a tree that is there in part. */
+    if (rename(tree, old) < 0)
+        return errno == ENOENT ? 0 : error_set_errno(err, errno, "%s: cannot rename", tree);
+    return remove_all(old, err);
+}
+
+/* Removes a step's folder, or what is left over in one that is kept. */
+static int clean_folder(const char *steps, const char *name, bool keep, struct error *err)
+{
+    _cleanup_free_ char *folder = NULL, *old = NULL;
+
+    if (asprintf(&folder, "%s/%s", steps, name) < 0 ||
+        asprintf(&old, "%s/" OLD_TREE_NAME, folder) < 0)
+        return error_oom(err);
+    if (keep)
+        return remove_all(old, err);
+    int r = forget_state(folder, err);
+    return r < 0 ? r : remove_all(folder, err);
+}
+
 int work_forget(const struct build *build, unsigned from, struct error *err)
 {
     _cleanup_free_ char *steps = build_path(build, "steps");
@@ -135,10 +178,9 @@ int work_forget(const struct build *build, unsigned from, struct error *err)
     if (count < 0)
         return error_set_errno(err, errno, "%s: cannot read the directory", steps);
     for (int i = 0; i < count; i++) {
-        _cleanup_free_ char *path = NULL;
         const char *name = entries[i]->d_name;
-        if (r == 0 && name[0] != '.' && !is_step_folder(build->recipe, name, from))
-            r = asprintf(&path, "%s/%s", steps, name) < 0 ? error_oom(err) : remove_all(path, err);
+        if (r == 0 && name[0] != '.')
+            r = clean_folder(steps, name, is_step_folder(build->recipe, name, from), err);
         free(entries[i]);
     }
     free(entries);
@@ -151,6 +193,28 @@ void step_state_clear(struct step_state *state)
 {
     json_decref(state->result);
     *state = (struct step_state){0};
+}
+
+/* Which boot of this machine this is, in `ret`; false if that cannot be told. */
+#define BOOT_ID "/proc/sys/kernel/random/boot_id"
+#define BOOT_ID_SIZE UUID_TEXT_SIZE
+static bool boot_id(char ret[static BOOT_ID_SIZE])
+{
+    _cleanup_free_ char *text = NULL;
+
+    if (io_read_file(BOOT_ID, 256, &text, NULL, NULL) < 0)
+        return false;
+    text[strcspn(text, "\n")] = '\0';
+    return text[0] != '\0' && strlen(text) < BOOT_ID_SIZE && strcpy(ret, text) != NULL;
+}
+
+/* Whether what counts only until this machine goes down still does. */
+static bool is_of_this_boot(const json_t *recorded)
+{
+    char now[BOOT_ID_SIZE];
+
+    return recorded == NULL || (json_is_string(recorded) && boot_id(now) &&
+                                strcmp(json_string_value(recorded), now) == 0);
 }
 
 /* What tells that a file is as it was. */
@@ -210,7 +274,8 @@ int step_state_load(const char *work, const struct step *step, struct step_state
     ret->done = true;
     ret->seconds = json_number_value(json_object_get(json, "seconds"));
     ret->result = json_incref(json_object_get(json, "result"));
-    ret->has_tree = json_is_true(json_object_get(json, TREE_NAME)) && exists(folder, TREE_NAME);
+    ret->has_tree = json_is_true(json_object_get(json, TREE_NAME)) && exists(folder, TREE_NAME) &&
+                    is_of_this_boot(json_object_get(json, "boot"));
     ret->has_disk = json_is_true(json_object_get(json, "disk")) && exists(folder, DISK_NAME);
     return 0;
 }
@@ -265,26 +330,76 @@ static json_t *describe_outputs(const struct build *build)
     return outputs;
 }
 
+static int sync_filesystem(const char *path, struct error *err)
+{
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd < 0 || syncfs(fd) < 0)
+        return error_set_errno(err, errno, "%s: cannot write to disk", path);
+    return 0;
+}
+
+/* A tree is thousands of files. What an installation took minutes for is written to disk; a tree
+ * that was made of it in seconds is rather made again if the machine went down meanwhile: then
+ * *ret_boot says until when it counts. */
+static int sync_tree(const struct build *build, const struct step *step, json_t **ret_boot,
+                     struct error *err)
+{
+    _cleanup_free_ char *tree = step_path(build, TREE_NAME);
+    char boot[BOOT_ID_SIZE];
+
+    if (tree == NULL)
+        return error_oom(err);
+    if (strcmp(step->type->kind, "install") == 0 || !boot_id(boot))
+        return sync_filesystem(tree, err);
+    *ret_boot = json_string(boot);
+    return *ret_boot != NULL ? 0 : error_oom(err);
+}
+
+/* What the step has put into the work directory, and its names there. */
+static int sync_outputs(const struct build *build, struct error *err)
+{
+    const json_t *outputs = json_object_get(build->result, "outputs"), *name;
+    size_t i;
+
+    if (json_array_size(outputs) == 0)
+        return 0;
+    json_array_foreach (outputs, i, name) {
+        _cleanup_free_ char *path = build_path(build, json_string_value(name));
+        int r = path != NULL ? sync_path(path, err) : error_oom(err);
+        if (r < 0)
+            return r;
+    }
+    return sync_path(build->work, err);
+}
+
 int step_state_save(const struct build *build, const struct step *step, double seconds,
                     struct error *err)
 {
     _cleanup_free_ char *disk = step_path(build, DISK_NAME);
-    _cleanup_json_ json_t *json = NULL;
+    _cleanup_json_ json_t *json = NULL, *boot = NULL;
     char identity[2 * DIGEST_SIZE + 1];
     const bool has_tree = exists(build->directory, TREE_NAME);
     const bool has_disk = exists(build->directory, DISK_NAME);
-    json_t *outputs = describe_outputs(build);
 
-    if (disk == NULL || outputs == NULL)
-        return error_oom(err);
-    hex_encode(step->identity, DIGEST_SIZE, identity);
-    json = json_pack("{s:i, s:s, s:s, s:f, s:b, s:b, s:o, s:O}", "version", STATE_VERSION, "step",
-                     step->name, "identity", identity, "seconds", seconds, TREE_NAME, has_tree,
-                     "disk", has_disk, "outputs", outputs, "result", build->result);
-    if (json == NULL)
+    if (disk == NULL)
         return error_oom(err);
     int r = has_disk ? sync_path(disk, err) : 0;
+    if (r == 0 && has_tree)
+        r = sync_tree(build, step, &boot, err);
+    if (r == 0)
+        r = sync_outputs(build, err);
     if (r < 0)
         return r;
+    json_t *outputs = describe_outputs(build);
+    if (outputs == NULL)
+        return error_oom(err);
+    hex_encode(step->identity, DIGEST_SIZE, identity);
+    json =
+        json_pack("{s:i, s:s, s:s, s:f, s:b, s:b, s:o, s:O, s:O*}", "version", STATE_VERSION,
+                  "step", step->name, "identity", identity, "seconds", seconds, TREE_NAME, has_tree,
+                  "disk", has_disk, "outputs", outputs, "result", build->result, "boot", boot);
+    if (json == NULL)
+        return error_oom(err);
     return write_state(build->directory, json, err);
 }

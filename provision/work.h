@@ -16,6 +16,8 @@
  *
  * state.json is written when a step has ended well and its results are on disk, in one piece. A
  * folder without it is what a failed or killed step left, and goes when the step is run again.
+ * Only for trees that were made of another one nobody waits: these count until the machine is
+ * booted again, as state.json tells; then the build begins at a tree that is on disk.
  */
 #define TREE_NAME "tree"
 #define DISK_NAME "disk.qcow2"
@@ -28,7 +30,7 @@ struct step_state {
     bool done; /* the rest counts only then */
     double seconds;
     json_t *result;          /* what the step reported: an object */
-    bool has_tree, has_disk; /* in its folder, still there */
+    bool has_tree, has_disk; /* in its folder, still there, and all of it */
 };
 
 void step_state_clear(struct step_state *state);
@@ -47,6 +49,9 @@ int step_state_save(const struct build *build, const struct step *step, double s
 /* Removes the folders of all steps whose numbers are `from` or higher, and of steps that the
  * recipe does not have. */
 int work_forget(const struct build *build, unsigned from, struct error *err);
+
+/* Removes the tree that a step left, which is then gone at once for whoever looks for it. */
+int work_drop_tree(const struct build *build, const struct step *step, struct error *err);
 
 /* Removes a file or a directory with all below it, on one file system only, following no links;
  * that it is not there is no error. */

@@ -118,6 +118,34 @@ is "and the rest was done on what was there" "$(wc -l <installs)" 0
 is "no byte of the images' contents differs" \
     "$("$QVERITY" diff work/disk.qcow2 other/disk.qcow2 -p disk && echo same)" same
 
+# --- Half removed ---
+
+# What is mounted there keeps the tree of the step before from being removed to its end.
+build --work half --until 4 r.yaml
+mount -t tmpfs none half/steps/04-run/tree/tmp
+build --work half --until second r.yaml
+is "a tree that cannot be removed does not fail the build" $? 0
+umount half/steps/*/tree*/tmp
+build --work half --from second r.yaml
+is "but no step begins on what is left of it" "$? $(grep -c 'done already' err) $(hash_of)" "0 2 $first"
+is "which is removed at last" "$(find half/steps -maxdepth 2 -name 'tree*')" half/steps/02-install/tree
+
+# --- After a loss of power ---
+
+build --work lost --until second r.yaml
+like "a tree that is not waited for counts until the next boot" "$(jq -r .boot lost/steps/05-run/state.json)" \
+    "^$(cat /proc/sys/kernel/random/boot_id)$"
+is "what was installed is on disk" "$(jq -r .boot lost/steps/02-install/state.json)" null
+sed -i 's/"boot": "[^"]*"/"boot": "00000000-0000-0000-0000-000000000000"/' lost/steps/*/state.json
+echo damaged >lost/steps/05-run/tree/etc/passwd
+: >installs
+build --work lost r.yaml
+is "after another boot the build begins at what was installed" "$? $(grep -c 'done already' err) $(wc -l <installs)" '0 2 0'
+is "and has the same result" "$(hash_of)" "$first"
+sed -i 's/"boot": "[^"]*"/"boot": "00000000-0000-0000-0000-000000000000"/' lost/steps/*/state.json
+build --work lost r.yaml
+is "an image that is sealed stays" "$? $(grep -c 'done already' err)" '0 8'
+
 # --- Failures ---
 
 rm -rf work
