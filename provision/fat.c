@@ -64,7 +64,9 @@ static int read_boot(struct fat *fat, uint64_t *ret_table, struct error *err)
     fat->cluster_size = per_cluster * sector;
     fat->data = before * sector;
     fat->clusters = (sectors - before) / per_cluster;
-    fat->bits = fat->clusters < 4085 ? 12 : fat->clusters < 65525 ? 16 : 32;
+    /* By the specification the number of clusters decides between 16 and 32, too. Linux and
+     * dosfstools look at where the table's length stands, and make FAT32 with fewer clusters. */
+    fat->bits = little(boot + 22, 2) == 0 ? 32 : fat->clusters < 4085 ? 12 : 16;
     fat->table_size = (size_t)(table * sector);
     if ((fat->clusters + 2) * fat->bits > (uint64_t)fat->table_size * 8)
         return not_fat(fat->partition, "its table is too short", err);
