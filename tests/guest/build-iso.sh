@@ -1,0 +1,161 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# blyss.yaml from a blank disk to a guest that boots verified, unattended: an installer from its CD, a guest that
+# is set up by SSH with a real kernel's packages, sealed, hashed and described. Emulated; all of it takes about five
+# minutes where nothing else runs. What is replaced of the recipe:
+#
+#   - the ISO: the tests' own (tests/guest/installer), which does what Ubuntu's does with the recipe's user-data, but
+#     has the system on its CD; with no_timer_check, as an emulated timer may be late;
+#   - the kernel: the newest one for clouds of the distribution's mirrors, as .deb packages; so the files that are
+#     fetched have other names;
+#   - 8 GiB of memory: 1 GiB;
+#   - Docker's and NVIDIA's apt repositories: one of stand-in packages, which is put into the guest;
+#   - one step is added, which plants words in logs, histories and files that are deleted.
+#
+# With QVERITY_TEST_KILL=1 the build is also killed in each step and run again, which takes an hour.
+. "$(dirname "$0")/../functional/lib.sh"
+. "$top/tests/guest/guest.sh"
+. "$top/tests/guest/installer.sh"
+require jq pgrep setsid ssh-keygen
+[ -e /dev/fuse ] || skip_all "there is no /dev/fuse"
+installer_need
+
+# --- Stand-ins for Docker's and NVIDIA's packages ---
+
+# stand_in NAME: a package with the files of ./package
+stand_in()
+{
+    local deb=repository/$1.deb
+    mkdir -p package/DEBIAN repository
+    printf 'Package: %s\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: a stand-in\n' "$1" \
+        >package/DEBIAN/control
+    dpkg-deb --root-owner-group -Znone -b package "$deb" >/dev/null
+    dpkg-deb -f "$deb" >>repository/Packages
+    printf 'Filename: ./%s.deb\nSize: %s\nSHA256: %s\n\n' "$1" "$(stat -c %s "$deb")" "$(sha256sum <"$deb" | cut -d ' ' -f 1)" \
+        >>repository/Packages
+    rm -r package
+}
+for name in containerd.io docker-ce-cli fuse-overlayfs; do stand_in $name; done
+mkdir -p package/usr/bin
+printf '#!/bin/sh\nexit 0\n' >package/usr/bin/curl
+chmod 755 package/usr/bin/curl
+stand_in curl
+mkdir -p package/usr/bin package/lib/systemd/system
+cat >package/usr/bin/docker <<'END_OF_DOCKER'
+#!/bin/sh
+echo "docker $*" >/dev/console
+case " $* " in *" app:7 "*) echo "the app runs" >/dev/console; exec sleep infinity ;; esac
+END_OF_DOCKER
+cat >package/lib/systemd/system/docker.service <<'END_OF_UNIT'
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+[Install]
+WantedBy=multi-user.target
+END_OF_UNIT
+chmod 755 package/usr/bin/docker
+stand_in docker-ce
+mkdir -p package/usr/bin
+cat >package/usr/bin/nvidia-ctk <<'END_OF_CTK'
+#!/bin/sh
+echo "$*" >/etc/docker/nvidia-ctk-was-here
+END_OF_CTK
+chmod 755 package/usr/bin/nvidia-ctk
+stand_in nvidia-container-toolkit
+
+# --- The recipe ---
+
+cp -r "$top/provision/recipes/blyss" "$top/provision/recipes/blyss.yaml" .
+ln -s "$installer_iso" ubuntu-22.04.2-live-server-amd64.iso
+mkdir debs
+cp "$installer"/debs/*.deb debs/
+version=$(dpkg-deb -f debs/*.deb Package)
+version=${version#linux-image-}
+sed -i -e 's/memory: 8G/memory: 1G/' -e "s/-\*snp-guest\*/-$version/" \
+    -e "s|^    user-data: .*|&\n    append: console=ttyS0 earlyprintk=serial autoinstall ds=nocloud-net;s=@URL@ no_timer_check|" \
+    -e "s|^    run: \[/usr/local/sbin/blyss-setup\]|&\n    environment: [DOCKER_KEY=none, 'DOCKER_SOURCE=file:/srv/stand-ins ./', NVIDIA_KEY=none, 'NVIDIA_SOURCE=file:/srv/stand-ins ./']|" \
+    -e 's|^      - {from: blyss/daemon.json.*|&\n      - {from: repository, to: /srv/stand-ins}|' \
+    -e 's|^  - seal: .*|  - seal: {remove: [/usr/local/sbin/blyss-setup, /srv/stand-ins/**]}|' blyss.yaml
+# In front of the second shutdown.
+cat >plant <<'END_OF_STEP'
+  - name: plant
+    run:
+      - [sh, -c, 'echo PLANTED-WORD-1 >>/root/.bash_history; echo PLANTED-WORD-2 >>/home/guest/.bash_history']
+      - [sh, -c, 'mkdir -p /var/log/journal; journalctl --flush; logger PLANTED-WORD-4; journalctl --sync']
+      - [sh, -c, 'echo PLANTED-WORD-3 >>/var/log/auth.log']
+      - [sh, -c, 'yes PLANTED-WORD-5 | head -c 3000000 >/usr/deleted; sync; rm /usr/deleted']
+      - [sh, -c, 'echo PLANTED-WORD-6 >/etc/overwritten; sync; echo new >/etc/overwritten']
+END_OF_STEP
+line=$(grep -n '^  - shutdown' blyss.yaml | tail -n 1 | cut -d : -f 1)
+sed -i "$((line - 1))r plant" blyss.yaml
+
+# build ARG…
+build()
+{
+    "$QVERITY" build --accel tcg --work work "$@" blyss.yaml >out 2>err </dev/null
+}
+guests()
+{
+    pgrep -af "qemu-syste[m].*$T/work"
+}
+# build_killed STEP REGEX: kills the build when the step's log has such a line
+build_killed()
+{
+    local pid
+    "$QVERITY" build --accel tcg --work work blyss.yaml >out 2>err </dev/null &
+    pid=$!
+    while kill -0 $pid 2>/dev/null && ! grep -qE -- "$2" work/steps/*-"$1"/log 2>/dev/null; do sleep 0.5; done
+    kill -9 $pid
+    wait $pid 2>/dev/null
+    for _ in {1..100}; do
+        [ -n "$(guests)" ] || break
+        sleep 0.1
+    done
+    is "killed in $1, the build leaves no guest" "$(guests)" ''
+}
+
+# --- From nothing to an image that is not yet sealed ---
+
+[ -z "${QVERITY_TEST_KILL:-}" ] || build_killed install 'qemu-system'
+build --until kernel
+is "a system is installed from the CD, boots by itself and gets another kernel" $? 0
+[ -s out ] || { note "$(tail -n 3 err)"; note "$(tail -n 5 work/steps/*/console)"; }
+like "the installer asked for what it is to do" "$(cat work/steps/02-install/log)" '3 requests of the installer were answered'
+# The guest that a later step needs is booted once more.
+build_killed initramfs 'update-initramfs: Generating'
+build --until "$(grep -c '^  - ' blyss.yaml | xargs -I '{}' expr '{}' - 3)"
+is "killed, the build goes on in that step" "$? $(grep -c 'done already' err)" '0 4'
+[ -s out ] || { note "$(tail -n 3 err)"; note "$(tail -n 5 work/steps/*/console)"; }
+public=$(ssh-keygen -y -f work/key | cut -d ' ' -f 2)
+host=$(ssh-keygen -y -f work/host-key | cut -d ' ' -f 2)
+private=$(sed -n 3p work/key)
+# words FILE…: which of the words and keys the files have in some block
+words()
+{
+    cat "$@" | grep -aoF -e PLANTED-WORD-{1,2,3,4,5,6} -e "$public" -e "$host" -e "$private" | sort -u | wc -l
+}
+is "before the seal, the words and the keys are there" "$(words work/steps/*/disk.qcow2)" 8
+build
+is "the image is sealed, hashed and described" $? 0
+[ -s out ] || note "$(tail -n 3 err)"
+is "no block of it has a word of them" "$(words work/disk.qcow2)" 0
+is "no key is left" "$(find work -maxdepth 1 -name '*key*')" ''
+root=$(sed -n 's/^Root hash: *//p' out)
+is "the manifest has the root hash" "$(jq -r .root_hash work/manifest.json)" "$root"
+is "the kernel is the packages'" "$(sha256sum <work/vmlinuz)" \
+    "$(dpkg-deb --fsys-tarfile debs/*.deb | tar -xO "./boot/vmlinuz-$version" | sha256sum)"
+"$QVERITY" cp -q work/disk.qcow2:/etc/docker/daemon.json work/disk.qcow2:/etc/docker/nvidia-ctk-was-here . 2>/dev/null
+same "files that were copied are in it" daemon.json blyss/daemon.json
+is "the setup script was run" "$(cat nvidia-ctk-was-here)" 'runtime configure --runtime=docker'
+
+# --- Booted ---
+
+"$QVERITY" boot work/disk.qcow2 --accel tcg --kernel work/vmlinuz --initrd work/initrd.img --memory 1G \
+    --append "$(guest_append no_timer_check) blyss_shim_docker_img=\"shim:1\" blyss_docker_img=\"app:7 x\"" \
+    --until 'docker run.*app:7' --timeout 900 --console console >stdout 2>stderr </dev/null
+is "the guest boots on dm-verity and runs what its command line says" $? 0
+like "its kernel verifies what it reads" "$(cat console)" 'qverity: dm-verity is up: dmverity'
+like "it is the new kernel" "$(cat console)" "Linux version $version"
+[ $t_failed -eq 0 ] || guest_note
+finish
