@@ -343,12 +343,14 @@ static int execute(struct guest *guest, const char *command, json_t *arguments, 
     set_deadline(guest, QMP_SECONDS);
     /* Dispatching sends what is queued. */
     r = qemu_dispatch(guest->qemu, err);
-    while (r == 0 && guest->answer.awaited)
+    /* A connection that ended is the first that is seen of a QEMU that did, which has its reasons.
+     */
+    while (r == 0 &&
+           (guest->answer.awaited || (guest->answer.failed && guest->answer.error == NULL)))
         r = step(guest, -1, 0, 1000, err);
     guest->deadline = 0;
     if (r == 0 && guest->answer.failed)
-        r = error_set(err, EIO, "QEMU: %s: %s", command,
-                      guest->answer.error != NULL ? guest->answer.error : "it ended");
+        r = error_set(err, EIO, "QEMU: %s: %s", command, guest->answer.error);
     return r;
 }
 
