@@ -115,18 +115,26 @@ build_killed()
     is "killed in $1, the build leaves no guest" "$(guests)" ''
 }
 
+# What comes next takes long, and needs this.
+give_up()
+{
+    note "$(tail -n 3 err)"
+    note "$(tail -n 5 work/steps/*/console | tr -d '\r')"
+    finish
+}
+
 # --- From nothing to an image that is not yet sealed ---
 
 [ -z "${QVERITY_TEST_KILL:-}" ] || build_killed install 'qemu-system'
 build --until kernel
 is "a system is installed from the CD, boots by itself and gets another kernel" $? 0
-[ -s out ] || { note "$(tail -n 3 err)"; note "$(tail -n 5 work/steps/*/console)"; }
+[ $t_failed -eq 0 ] || give_up
 like "the installer asked for what it is to do" "$(cat work/steps/02-install/log)" '3 requests of the installer were answered'
 # The guest that a later step needs is booted once more.
 build_killed initramfs 'update-initramfs: Generating'
 build --until "$(grep -c '^  - ' blyss.yaml | xargs -I '{}' expr '{}' - 3)"
 is "killed, the build goes on in that step" "$? $(grep -c 'done already' err)" '0 4'
-[ -s out ] || { note "$(tail -n 3 err)"; note "$(tail -n 5 work/steps/*/console)"; }
+[ $t_failed -eq 0 ] || give_up
 public=$(ssh-keygen -y -f work/key | cut -d ' ' -f 2)
 host=$(ssh-keygen -y -f work/host-key | cut -d ' ' -f 2)
 private=$(sed -n 3p work/key)
@@ -138,7 +146,7 @@ words()
 is "before the seal, the words and the keys are there" "$(words work/steps/*/disk.qcow2)" 8
 build
 is "the image is sealed, hashed and described" $? 0
-[ -s out ] || note "$(tail -n 3 err)"
+[ $t_failed -eq 0 ] || give_up
 is "no block of it has a word of them" "$(words work/disk.qcow2)" 0
 is "no key is left" "$(find work -maxdepth 1 -name '*key*')" ''
 root=$(sed -n 's/^Root hash: *//p' out)

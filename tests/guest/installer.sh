@@ -54,8 +54,8 @@ make_initramfs()
         './lib/modules/*/kernel/block/*'
     mv "$dir"/boot/vmlinuz-* "$installer/cd/casper/vmlinuz"
     depmod -b "$dir" "$version"
-    dpkg-deb --fsys-tarfile "$(ls "$installer"/cd-debs/busybox-static_*.deb)" | tar -x -C "$dir" ./bin/busybox
-    add_program "$dir" sfdisk mke2fs
+    add_program "$dir" sfdisk mke2fs "$installer"/base/steps/*-initramfs/tree/bin/busybox
+    mv "$dir/sbin/busybox" "$dir/bin/"
     cp "$top/tests/guest/installer/init" "$dir/init"
     (cd "$dir" && find . | cpio --quiet -o -H newc | gzip -1) >"$installer/cd/casper/initrd"
 }
@@ -72,7 +72,7 @@ make_installer()
         return 1
     }
     cd_kernel=${kernels[1]/-cloud-/-}
-    download "$installer/cd-debs" busybox-static "$cd_kernel" || return
+    download "$installer/cd-debs" "$cd_kernel" || return
     download "$installer/debs" "${kernels[1]}" || return
     sed -e "s|@KERNEL@|${kernels[0]}|; s|@TOP@|$top|" "$top/tests/guest/installer/base.yaml" >"$installer/base.yaml"
     "$QVERITY" build --work "$installer/base" "$installer/base.yaml" || return
