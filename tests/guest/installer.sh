@@ -54,7 +54,7 @@ make_initramfs()
         './lib/modules/*/kernel/block/*'
     mv "$dir"/boot/vmlinuz-* "$installer/cd/casper/vmlinuz"
     depmod -b "$dir" "$version"
-    add_program "$dir" sfdisk mke2fs "$installer"/base/steps/*-initramfs/tree/bin/busybox
+    add_program "$dir" sfdisk mke2fs "$installer"/base/steps/*-run/tree/bin/busybox
     mv "$dir/sbin/busybox" "$dir/bin/"
     cp "$top/tests/guest/installer/init" "$dir/init"
     (cd "$dir" && find . | cpio --quiet -o -H newc | gzip -1) >"$installer/cd/casper/initrd"
@@ -77,7 +77,7 @@ make_installer()
     sed -e "s|@KERNEL@|${kernels[0]}|; s|@TOP@|$top|" "$top/tests/guest/installer/base.yaml" >"$installer/base.yaml"
     "$QVERITY" build --work "$installer/base" "$installer/base.yaml" || return
     make_initramfs "$installer/initramfs" "${cd_kernel#linux-image-}" || return
-    tar --numeric-owner --sort=name -C "$installer"/base/steps/*-initramfs/tree -cf "$installer/cd/base.tar" . || return
+    tar --numeric-owner --sort=name -C "$installer"/base/steps/*-run/tree -cf "$installer/cd/base.tar" . || return
     xorriso -as mkisofs -quiet -R -o "$installer_iso.new" "$installer/cd" 2>/dev/null || return
     mv "$installer_iso.new" "$installer_iso"
     rm -rf "$installer/cd" "$installer/initramfs"
