@@ -87,11 +87,11 @@ static int last_name(const char *path, char **ret, struct error *err)
         end--;
     for (start = end; start > 0 && path[start - 1] != '/'; start--)
         ;
-    char *name = strndup(path + start, end - start);
+    const size_t length = end - start;
+    const bool all = length == 0 || (length == 2 && strncmp(path + start, "..", 2) == 0);
+    char *name = all ? strdup(".") : strndup(path + start, length);
     if (name == NULL)
         return error_oom(err);
-    if (name[0] == '\0' || strcmp(name, "..") == 0)
-        strcpy(name, ".");
     *ret = name;
     return 0;
 }

@@ -143,6 +143,8 @@ two"
 q cp -r i.img:/etc out && is "cp -r into a directory" "$(find out/etc -printf '%P ' | xargs -n1 | sort | xargs)" ".hidden deep one two"
 q cp -r i.img:/etc out/new && is "cp -r to a name" "$(cat out/new/one)" one
 q cp -r i.img:/etc out/new && is "cp -r to a name that is there now" "$(cat out/new/etc/one)" one
+mkdir out/root && q -q cp -r i.img:/ out/root 2>/dev/null && is "cp -r of the root into a directory" "$(cat out/root/etc/one)" one
+q cp -r i.img:/etc/.. out/root 2>/dev/null && is "cp -r of .. into a directory" "$(cat out/root/dir/sub/file)" sub
 q cp -r i.img:/etc/. out/flat && q cp -r i.img:/dir/ out/flat && is "cp -r of what is in a directory" "$(cat out/flat/one out/flat/dir/sub/file)" "one
 sub"
 q cp -a i.img:/dir out/archive && is "cp -a keeps times" "$(stat -c %Y out/archive/sub out/archive/sub/file | xargs)" "1612325106 1612325106"
