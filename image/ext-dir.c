@@ -58,14 +58,25 @@ static int check_entry(const struct file_system *fs, const uint8_t *entry, size_
     return 0;
 }
 
-/* All entries of a directory block, or of a part of one that is inline. */
-static int list_bytes(const struct file_system *fs, const uint8_t *bytes, size_t size,
+/* Whether it is one of the two names that every directory has. */
+static bool is_dots(const char *name)
+{
+    return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+}
+
+/*
+ * All entries of a directory block, or of a part of one that is inline, but for the first `dots`
+ * ones, which are "." and "..". What else has these names could never be reached by them.
+ */
+static int list_bytes(const struct file_system *fs, const uint8_t *bytes, size_t size, size_t dots,
                       file_take *take, void *arg, struct error *err)
 {
     char name[FILE_NAME_MAX + 1];
+    size_t count = 0;
 
-    for (size_t at = 0; at < size;) {
+    for (size_t at = 0; at < size; count++) {
         const uint8_t *entry = bytes + at;
+        const size_t start = at;
 
         int r = check_entry(fs, entry, size - at, err);
         if (r < 0)
@@ -76,8 +87,11 @@ static int list_bytes(const struct file_system *fs, const uint8_t *bytes, size_t
         const uint32_t length = name_length(fs, entry);
         memcpy(name, entry + ENTRY_HEADER, length);
         name[length] = '\0';
-        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+        if (is_dots(name) && count < dots)
             continue;
+        if (is_dots(name))
+            return error_set(err, EUCLEAN, "entry at byte %zu: another one with the name %s", start,
+                             name);
         const struct file_entry found = {.name = name, .length = length, .inode = get_le32(entry)};
         r = take(arg, &found, err);
         if (r != 0)
@@ -96,23 +110,23 @@ enum {
 static int list_inline(struct file_node *node, file_take *take, void *arg, struct error *err)
 {
     int r = list_bytes(node->fs, node->inline_data + INLINE_PARENT, EXT_INODE_BLOCK - INLINE_PARENT,
-                       take, arg, err);
+                       0, take, arg, err);
     if (r == 0 && node->inline_size > EXT_INODE_BLOCK)
         r = list_bytes(node->fs, node->inline_data + EXT_INODE_BLOCK,
-                       node->inline_size - EXT_INODE_BLOCK, take, arg, err);
+                       node->inline_size - EXT_INODE_BLOCK, 0, take, arg, err);
     return r;
 }
 
 /* `bad` is set when the error is one of the directory's, not of `take`. */
-static int list_block(struct file_node *node, uint64_t block, uint8_t *buffer, file_take *take,
-                      void *arg, struct error *err)
+static int list_block(struct file_node *node, uint64_t block, bool first, uint8_t *buffer,
+                      file_take *take, void *arg, struct error *err)
 {
     struct file_system *fs = node->fs;
 
     errcode_t code = ext2fs_read_dir_block4(fs->ext, block, buffer, 0, node->info.inode);
     if (code != 0)
         return ext_error(fs, code, err, "reading it");
-    return list_bytes(fs, buffer, fs->block_size, take, arg, err);
+    return list_bytes(fs, buffer, fs->block_size, first ? 2 : 0, take, arg, err);
 }
 
 static int list_blocks(struct file_node *node, file_take *take, void *arg, struct error *err)
@@ -134,7 +148,7 @@ static int list_blocks(struct file_node *node, file_take *take, void *arg, struc
         if (seen > fs->blocks)
             return error_set(err, EUCLEAN, "it has more blocks than the file system");
         for (uint64_t i = 0; i < n; i++) {
-            r = list_block(node, block + i, buffer, take, arg, err);
+            r = list_block(node, block + i, at + i == 0, buffer, take, arg, err);
             if (r < 0)
                 return error_prefix(err, "directory block %" PRIu64, at + i);
             if (r > 0)
