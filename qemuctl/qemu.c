@@ -23,6 +23,12 @@
 
 #define REAP_MS 3000 /* that qemu_free() waits behind SIGKILL */
 
+/* When its guest has ended, QEMU does, too, unless it has -no-shutdown, or hangs. It is told to
+ * quit, which does no harm in any case; but it may be writing what it has of an image, which takes
+ * what the disk takes. */
+#define ENDING_MS 2000
+#define ENDING_QUIT_MS 60000
+
 /* --- The end --- */
 
 /* Whether the process is gone. What it may have left in its process group (helpers, or the QEMU
@@ -113,7 +119,7 @@ static void conclude(struct qemu *qemu)
 {
     const bool clean = WIFEXITED(qemu->status) && WEXITSTATUS(qemu->status) == 0;
 
-    if (qemu->stop != STOP_NONE)
+    if (qemu->asked)
         qemu->end = qemu->shutdown == QEMU_POWERED_OFF ? QEMU_POWERED_OFF : QEMU_STOPPED;
     else if (qemu->shutdown != QEMU_RUNNING && (clean || qemu->shutdown == QEMU_PANICKED))
         qemu->end = qemu->shutdown;
@@ -145,6 +151,14 @@ const char *qemu_end_text(const struct qemu *qemu)
 
 /* --- Dispatching --- */
 
+static void set_timer(struct qemu *qemu, unsigned ms)
+{
+    const struct itimerspec when = {
+        .it_value = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000}};
+
+    (void)timerfd_settime(qemu->timer, 0, &when, NULL);
+}
+
 void qemu_on_event(const char *name, const json_t *data, void *arg)
 {
     static const struct {
@@ -162,7 +176,13 @@ void qemu_on_event(const char *name, const json_t *data, void *arg)
         qemu->shutdown = QEMU_PANICKED;
         return;
     }
-    if (strcmp(name, "SHUTDOWN") != 0 || qemu->shutdown != QEMU_RUNNING)
+    if (strcmp(name, "SHUTDOWN") != 0)
+        return;
+    if (qemu->stop == STOP_NONE) {
+        qemu->stop = STOP_ENDING;
+        set_timer(qemu, ENDING_MS);
+    }
+    if (qemu->shutdown != QEMU_RUNNING)
         return;
     const char *reason = json_string_value(json_object_get(data, "reason"));
     qemu->shutdown = QEMU_FAILED;
@@ -251,18 +271,10 @@ static int dispatch_qmp(struct qemu *qemu, struct error *err)
     return r;
 }
 
-static void set_timer(struct qemu *qemu, unsigned ms)
-{
-    const struct itimerspec when = {
-        .it_value = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000}};
-
-    (void)timerfd_settime(qemu->timer, 0, &when, NULL);
-}
-
 static void tell_to_quit(struct qemu *qemu)
 {
+    set_timer(qemu, qemu->asked ? QEMU_STOP_MS : ENDING_QUIT_MS);
     qemu->stop = STOP_QUIT;
-    set_timer(qemu, QEMU_STOP_MS);
     /* The answer that makes it ready may be here already. */
     (void)dispatch_qmp(qemu, NULL);
     if (qmp_ready(qemu->qmp) && qmp_execute(qemu->qmp, "quit", NULL, NULL, NULL, NULL) == 0) {
@@ -273,20 +285,41 @@ static void tell_to_quit(struct qemu *qemu)
     (void)kill(-qemu->pid, SIGTERM);
 }
 
-void qemu_kill(struct qemu *qemu)
+static void kill_now(struct qemu *qemu)
 {
-    if (qemu->end != QEMU_RUNNING)
-        return;
     qemu->stop = STOP_KILL;
     set_timer(qemu, 0);
     if (!try_reap(qemu))
         (void)kill(-qemu->pid, SIGKILL);
 }
 
+void qemu_kill(struct qemu *qemu)
+{
+    if (qemu->end != QEMU_RUNNING)
+        return;
+    qemu->asked = true;
+    kill_now(qemu);
+}
+
+/* The guest is off already, and QEMU shall be, too: it gets no more time than a guest would. */
+static void hurry(struct qemu *qemu, unsigned powerdown_ms)
+{
+    if (qemu->stop == STOP_ENDING)
+        tell_to_quit(qemu);
+    set_timer(qemu, powerdown_ms > QEMU_STOP_MS ? powerdown_ms : QEMU_STOP_MS);
+}
+
 void qemu_stop(struct qemu *qemu, unsigned powerdown_ms)
 {
-    if (qemu->end != QEMU_RUNNING || qemu->reaped || qemu->stop >= STOP_QUIT)
+    const bool ending = qemu->stop == STOP_ENDING || (qemu->stop == STOP_QUIT && !qemu->asked);
+
+    if (qemu->end != QEMU_RUNNING || qemu->reaped || (qemu->stop >= STOP_QUIT && !ending))
         return;
+    qemu->asked = true;
+    if (ending) {
+        hurry(qemu, powerdown_ms);
+        return;
+    }
     if (powerdown_ms == 0) {
         tell_to_quit(qemu);
         return;
@@ -312,10 +345,10 @@ static void next_stage(struct qemu *qemu)
 
     if (read(qemu->timer, &expirations, sizeof(expirations)) != sizeof(expirations))
         return;
-    if (qemu->stop == STOP_POWERDOWN)
+    if (qemu->stop == STOP_POWERDOWN || qemu->stop == STOP_ENDING)
         tell_to_quit(qemu);
     else if (qemu->stop == STOP_QUIT)
-        qemu_kill(qemu);
+        kill_now(qemu);
 }
 
 /* The process has ended: takes what it left in the pipes. */

@@ -9,7 +9,8 @@
 
 #define STDERR_KEPT 4096
 
-enum stop_stage { STOP_NONE, STOP_POWERDOWN, STOP_QUIT, STOP_KILL };
+/* STOP_ENDING: the guest has ended by itself, and QEMU is about to. */
+enum stop_stage { STOP_NONE, STOP_ENDING, STOP_POWERDOWN, STOP_QUIT, STOP_KILL };
 
 struct qemu {
     struct qemu_handlers handlers;
@@ -27,6 +28,7 @@ struct qemu {
     size_t line_start;      /* in kept: of the line that is not complete */
     enum qemu_end shutdown; /* what the SHUTDOWN event said; QEMU_RUNNING: none came */
     enum stop_stage stop;
+    bool asked; /* to stop, by the owner */
     enum qemu_end end;
     char *end_text;
 };

@@ -55,6 +55,15 @@ ok "--timeout: failed, with the last line" boot 1 \
 ok "--timeout without --until" boot 1 '^qverity: timeout: the guest still ran after 1 seconds$' --timeout 1
 ok "nothing is left" clean
 
+guest "tell guest-shutdown" "wait"
+ok "the guest powers off, and QEMU stays, as with -no-shutdown: it is told to quit" boot 0 '^$'
+ok "which it was" grep -q '^qmp quit$' qemu.log
+guest 'say x\r\n' "tell guest-reset" "wait"
+ok "the same after a reset" boot 1 '^qverity: the guest reset itself' --until y
+guest "tell guest-shutdown" "stubborn" "wait"
+ok "an impatient user" boot 1 '^qverity: timeout: the guest still ran' --timeout 1
+ok "nothing is left" clean
+
 # --- Endings of QEMU ---
 
 guest "stderr fake: warning: never mind" "stderr fake: no such device" "stderr fake: giving up" "exit 1"

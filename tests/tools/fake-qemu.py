@@ -14,6 +14,7 @@ guest's console on stdin and stdout. The script is the file $FAKE_QEMU_SCRIPT, a
     write           write "guest" to the start of each -drive's file, locked as QEMU locks it
     bye TEXT        to say when it is powered down
     echo            say what the console gets, until a line "end"
+    tell REASON     QEMU's SHUTDOWN event, and go on, as with -no-shutdown
     end REASON      QEMU's SHUTDOWN event (guest-shutdown, guest-reset, guest-panic), then exit
     exit STATUS     without an event
     signal NUMBER   to itself
@@ -68,10 +69,14 @@ def send(message):
                 pass
 
 
-def shut_down(reason):
+def tell_end(reason):
     guest = reason.startswith("guest-")
     send({"event": "SHUTDOWN", "data": {"guest": guest, "reason": reason},
           "timestamp": {"seconds": 1, "microseconds": 2}})
+
+
+def shut_down(reason):
+    tell_end(reason)
     os._exit(0)
 
 
@@ -226,6 +231,8 @@ def run(command, argument):
         write_disks()
     elif command == "echo":
         echo()
+    elif command == "tell":
+        tell_end(argument)
     elif command == "end":
         shut_down(argument)
     elif command == "exit":
