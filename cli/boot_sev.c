@@ -257,6 +257,16 @@ static int measure(const struct boot_sev *sev, const char *append, struct launch
     return r < 0 ? r : measure_launch(&input, ret, err);
 }
 
+/* The secure processor would refuse the guest only after it was loaded, and not tell why. */
+static int check_identity(const struct boot_sev *sev, const struct launch_digest *digest,
+                          struct error *err)
+{
+    if (sev->arguments.id_block == NULL)
+        return 0;
+    int r = id_block_check(sev->id_block, sev->id_auth, digest, sev->arguments.policy, err);
+    return r < 0 ? error_prefix(err, "--id-block") : 0;
+}
+
 /* What was not opened for a dry run cannot be measured, and firmware that was warned of neither. */
 static bool can_measure(const struct boot_sev *sev)
 {
@@ -275,13 +285,16 @@ int boot_sev_launch(struct boot_sev *sev, const char *table, const char *append,
     struct launch_digest digest;
 
     int r = check_root(sev, table, append, err);
-    if (r == 0 && can_measure(sev)) {
+    const bool measured = r == 0 && can_measure(sev);
+    if (measured) {
         r = measure(sev, append, &digest, err);
         if (r == 0) {
             hex_encode(digest.bytes, digest.size, text);
             log_notice("launch digest: %s", text);
         }
     }
+    if (r == 0)
+        r = check_identity(sev, measured ? &digest : NULL, err);
     if (r < 0)
         return r;
     *ret = &sev->arguments;

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <openssl/bn.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
@@ -16,6 +17,7 @@
 #include <sys/stat.h>
 
 #include "common/io.h"
+#include "common/units.h"
 #include "qemuctl/measure-internal.h"
 
 /* --- Layouts --- */
@@ -282,6 +284,126 @@ bool id_auth_has_author(const uint8_t id_auth[static ID_AUTH_SIZE])
         if (id_auth[AUTH_AUTHOR_KEY + i] != 0)
             return true;
     return false;
+}
+
+/* --- Checking a block --- */
+
+#define COORDINATE_SIZE 48
+
+static BIGNUM *get_number(const uint8_t *p)
+{
+    return BN_lebin2bn(p, NUMBER_SIZE, NULL);
+}
+
+static int get_public_key(const uint8_t *p, EVP_PKEY **ret, struct error *err)
+{
+    _cleanup_(pkey_ctx_free_cleanup) EVP_PKEY_CTX *ctx =
+        EVP_PKEY_CTX_new_from_name(NULL, "EC", NULL);
+    _cleanup_(bn_free_cleanup) BIGNUM *x = get_number(p + KEY_QX), *y = get_number(p + KEY_QY);
+    uint8_t point[1 + 2 * COORDINATE_SIZE] = {POINT_CONVERSION_UNCOMPRESSED};
+    char group[] = SN_secp384r1;
+    OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
+        OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, point, sizeof(point)),
+        OSSL_PARAM_construct_end(),
+    };
+
+    if (ctx == NULL || x == NULL || y == NULL)
+        return error_oom(err);
+    if (get_le32(p + KEY_CURVE) != CURVE_P384)
+        return error_set(err, EBADMSG, "its curve has the number %u, not %d (P-384)",
+                         get_le32(p + KEY_CURVE), CURVE_P384);
+    if (BN_bn2binpad(x, point + 1, COORDINATE_SIZE) < 0 ||
+        BN_bn2binpad(y, point + 1 + COORDINATE_SIZE, COORDINATE_SIZE) < 0 ||
+        EVP_PKEY_fromdata_init(ctx) != 1 ||
+        EVP_PKEY_fromdata(ctx, ret, EVP_PKEY_PUBLIC_KEY, params) != 1) {
+        ERR_clear_error();
+        return error_set(err, EBADMSG, "is no point of P-384");
+    }
+    return 0;
+}
+
+static int get_signature(const uint8_t *p, unsigned char **ret_der, size_t *ret_size,
+                         struct error *err)
+{
+    _cleanup_(signature_free_cleanup) ECDSA_SIG *signature = ECDSA_SIG_new();
+    _cleanup_(bn_free_cleanup) BIGNUM *r = get_number(p + SIGNATURE_R);
+    _cleanup_(bn_free_cleanup) BIGNUM *s = get_number(p + SIGNATURE_S);
+
+    if (signature == NULL || r == NULL || s == NULL ||
+        ECDSA_SIG_set0(signature, TAKE_PTR(r), TAKE_PTR(s)) != 1)
+        return error_oom(err);
+    *ret_der = NULL;
+    const int size = i2d_ECDSA_SIG(signature, ret_der);
+    if (size < 0)
+        return error_oom(err);
+    *ret_size = (size_t)size;
+    return 0;
+}
+
+/* Whether the key at `key` made the signature at `signature` of these bytes. */
+static int check_signature(const uint8_t *key, const uint8_t *signature, uint32_t algorithm,
+                           const uint8_t *bytes, size_t size, struct error *err)
+{
+    _cleanup_(md_ctx_free_cleanup) EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    _cleanup_(pkey_free_cleanup) EVP_PKEY *pkey = NULL;
+    unsigned char *der;
+    size_t der_size;
+
+    if (algorithm != ALGO_ECDSA_P384_SHA384)
+        return error_set(err, EBADMSG, "its algorithm has the number %u, not %d (ECDSA P-384)",
+                         algorithm, ALGO_ECDSA_P384_SHA384);
+    int r = get_public_key(key, &pkey, err);
+    if (r == 0)
+        r = get_signature(signature, &der, &der_size, err);
+    if (r < 0)
+        return r;
+    const bool good = ctx != NULL &&
+                      EVP_DigestVerifyInit_ex(ctx, NULL, "SHA384", NULL, NULL, pkey, NULL) == 1 &&
+                      EVP_DigestVerify(ctx, der, der_size, bytes, size) == 1;
+    OPENSSL_free(der);
+    ERR_clear_error();
+    return good ? 0 : error_set(err, EBADMSG, "its signature is not right");
+}
+
+static int check_signatures(const uint8_t *block, const uint8_t *auth, struct error *err)
+{
+    int r = check_signature(auth + AUTH_ID_KEY, auth + AUTH_BLOCK_SIG,
+                            get_le32(auth + AUTH_ID_KEY_ALGO), block, ID_BLOCK_SIZE, err);
+
+    if (r < 0) {
+        (void)error_prefix(err, "the ID key");
+        return r;
+    }
+    if (!id_auth_has_author(auth))
+        return 0;
+    r = check_signature(auth + AUTH_AUTHOR_KEY, auth + AUTH_ID_KEY_SIG,
+                        get_le32(auth + AUTH_AUTHOR_KEY_ALGO), auth + AUTH_ID_KEY, KEY_SIZE, err);
+    if (r < 0)
+        (void)error_prefix(err, "the author key");
+    return r;
+}
+
+int id_block_check(const uint8_t id_block[static ID_BLOCK_SIZE],
+                   const uint8_t id_auth[static ID_AUTH_SIZE], const struct launch_digest *digest,
+                   uint64_t policy, struct error *err)
+{
+    char theirs[2 * SHA384_SIZE + 1];
+
+    if (get_le32(id_block + BLOCK_VERSION) != BLOCK_VERSION_1)
+        return error_set(err, EINVAL, "the ID block has version %u, not %d",
+                         get_le32(id_block + BLOCK_VERSION), BLOCK_VERSION_1);
+    if (get_le64(id_block + BLOCK_POLICY) != policy)
+        return error_set(err, EINVAL,
+                         "the ID block is for the policy 0x%" PRIx64 ", and the guest's is "
+                         "0x%" PRIx64,
+                         get_le64(id_block + BLOCK_POLICY), policy);
+    if (digest != NULL && memcmp(id_block + BLOCK_LD, digest->bytes, SHA384_SIZE) != 0) {
+        hex_encode(id_block + BLOCK_LD, SHA384_SIZE, theirs);
+        return error_set(err, EINVAL, "the ID block is for a guest with the launch digest %s",
+                         theirs);
+    }
+    return check_signatures(id_block, id_auth, err);
 }
 
 /* --- Files --- */

@@ -51,6 +51,15 @@ int id_block_make(const struct id_block *block, const struct id_key *key,
                   const struct id_key *author, uint8_t id_block[static ID_BLOCK_SIZE],
                   uint8_t id_auth[static ID_AUTH_SIZE], struct error *err);
 
+/*
+ * Whether the secure processor will start a guest with this digest and policy, given the block and
+ * its authentication: -EINVAL if they are for another one, -EBADMSG if a signature does not hold.
+ * Without a digest (NULL) only the rest is checked.
+ */
+int id_block_check(const uint8_t id_block[static ID_BLOCK_SIZE],
+                   const uint8_t id_auth[static ID_AUTH_SIZE], const struct launch_digest *digest,
+                   uint64_t policy, struct error *err);
+
 /* Writes `size` bytes to a file as QEMU takes them: a line of Base64. */
 int id_block_write(const char *path, const uint8_t *bytes, size_t size, struct error *err);
 

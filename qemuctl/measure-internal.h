@@ -28,6 +28,16 @@ static inline void put_le64(uint8_t *p, uint64_t value)
     put_le32(p + 4, (uint32_t)(value >> 32));
 }
 
+static inline uint32_t get_le32(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static inline uint64_t get_le64(const uint8_t *p)
+{
+    return get_le32(p) | (uint64_t)get_le32(p + 4) << 32;
+}
+
 /* --- ovmf.c --- */
 
 /* A GUID as it lies in memory: its first three fields are little-endian. */

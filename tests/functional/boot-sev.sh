@@ -181,6 +181,8 @@ identity=(--mode snp --ovmf amdsev.fd --kernel vmlinuz --initrd initrd --append 
 "$QVERITY" measure "${identity[@]}" --author-key key.pem --id-block block2 --id-auth auth2 >/dev/null
 guest 'say up\r\n' "wait"
 ok "an ID block" boot 0 'launch digest' "${snp[@]}" --until up --id-block block --id-auth auth
+openssl ecparam -name secp384r1 -genkey -noout -out other.pem 2>/dev/null
+"$QVERITY" measure "${identity[@]}" --id-key other.pem --append other --id-block other --id-auth other-auth >/dev/null
 is "goes to QEMU" "$(argument -object | sed 's/.*kernel-hashes=on//')" ",id-block=$(cat block),id-auth=$(cat auth)"
 ok "with an author" boot 0 'launch digest' "${snp[@]}" --until up --id-block block2 --id-auth auth2
 is "goes to QEMU" "$(argument -object | sed 's/.*kernel-hashes=on//')" \
@@ -194,6 +196,15 @@ is "which has another name for it" "$(argument -object | sed 's/.*kernel-hashes=
 upstream
 ok "not one that is none" boot 1 '^qverity: --id-block: auth: ' "${snp[@]}" --id-block auth --id-auth block
 ok "nothing is left" clean
+guest 'say up\r\n' "wait"
+ok "not one of another guest, which the processor would refuse" boot 1 \
+    "^qverity: --id-block: the ID block is for a guest with the launch digest $(head -c 48 block.bin | od -An -v -tx1 | tr -d ' \n')$" \
+    "${snp[@]}" --cpus 3 --id-block block --id-auth auth
+ok "nor for another policy" boot 1 '^qverity: --id-block: the ID block is for the policy 0x30000, and the guest.s is 0x30001$' \
+    "${snp[@]}" --policy 0x30001 --id-block block --id-auth auth
+ok "nor with another one's signature" boot 1 '^qverity: --id-block: the ID key: its signature is not right$' \
+    "${snp[@]}" --id-block block --id-auth other-auth
+is "none of them was started" "$(grep -c '"-smp"' qemu.log)" 0
 
 # --- Firmware and CPUs ---
 

@@ -5,6 +5,10 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
+#include <openssl/ec.h>
+#include <openssl/evp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +18,8 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/* What is signed is checked by tests/functional/measure.sh; here, the files. */
+/* What is made is checked by tests/functional/measure.sh with another program; here, the files, and
+ * what a damaged block is told to be. */
 
 static void make_file(char *path, const void *bytes, size_t size)
 {
@@ -78,11 +83,77 @@ static void test_read(void **state)
     }
 }
 
+/* --- Checking --- */
+
+static void new_key(struct id_key **ret)
+{
+    char path[] = "/tmp/qverity-test-id.XXXXXX";
+    _cleanup_free_ unsigned char *der = NULL;
+    EVP_PKEY *pkey = EVP_EC_gen("P-384");
+
+    assert_non_null(pkey);
+    const int size = i2d_PrivateKey(pkey, &der);
+    EVP_PKEY_free(pkey);
+    assert_true(size > 0);
+    make_file(path, der, (size_t)size);
+    assert_int_equal(id_key_load(path, ret, NULL), 0);
+    assert_int_equal(unlink(path), 0);
+}
+
+static void test_check(void **state)
+{
+    (void)state;
+    _cleanup_id_key_ struct id_key *key = NULL, *author = NULL;
+    struct launch_digest digest = {.size = 48}, other;
+    uint8_t block[ID_BLOCK_SIZE], auth[ID_AUTH_SIZE];
+
+    new_key(&key);
+    new_key(&author);
+    memset(digest.bytes, 0xd1, digest.size);
+    other = digest;
+    other.bytes[47] ^= 1;
+    const struct id_block made = {.digest = &digest, .guest_svn = 3, .policy = 0x30001};
+    for (int with_author = 0; with_author < 2; with_author++) {
+        const struct id_key *const by = with_author ? author : NULL;
+        assert_int_equal(id_block_make(&made, key, by, block, auth, NULL), 0);
+        assert_int_equal(id_block_check(block, auth, &digest, 0x30001, NULL), 0);
+        assert_int_equal(id_block_check(block, auth, NULL, 0x30001, NULL), 0);
+        assert_int_equal(id_block_check(block, auth, &other, 0x30001, NULL), -EINVAL);
+        assert_int_equal(id_block_check(block, auth, &digest, 0x30000, NULL), -EINVAL);
+
+        /* Each byte that the processor looks at: of the block, the algorithms, the signatures (R
+         * and S of 48 bytes each) and the keys. */
+        static const struct {
+            size_t start, count;
+            bool author;
+        } places[] = {{0x00, 4, false},   {0x40, 48, false}, {0x88, 48, false}, {0x240, 52, false},
+                      {0x28c, 48, false}, {0x04, 4, true},   {0x680, 48, true}, {0x6c8, 48, true},
+                      {0x880, 52, true},  {0x8cc, 48, true}};
+        for (size_t i = 0; i < COUNT(places); i++)
+            for (size_t j = 0; j < places[i].count; j++) {
+                if (places[i].author && !with_author)
+                    continue;
+                uint8_t *const byte = &auth[places[i].start + j];
+                *byte ^= 0x10;
+                assert_int_equal(id_block_check(block, auth, &digest, 0x30001, NULL), -EBADMSG);
+                *byte ^= 0x10;
+            }
+        for (size_t j = 0x30; j < 0x58; j++) {
+            block[j] ^= 0x10;
+            assert_int_equal(id_block_check(block, auth, &digest, 0x30001, NULL),
+                             j >= 0x50 && j < 0x54 ? -EINVAL : -EBADMSG);
+            block[j] ^= 0x10;
+        }
+        assert_int_equal(id_block_check(block, auth, &digest, 0x30001, NULL), 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_written_is_read),
         cmocka_unit_test(test_read),
+        cmocka_unit_test(test_check),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
