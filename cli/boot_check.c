@@ -44,6 +44,31 @@ static int check_exclusions(const struct cli_options *shared, const struct boot_
     return 0;
 }
 
+/* QEMU arguments of the user's own that would change what is measured, behind our back. */
+static int check_measured(const struct boot_options *o, const char *mode, struct error *err)
+{
+    static const struct {
+        const char *argument, *option;
+    } measured[] = {
+        {"cpu", "cpu"},       {"smp", "cpus"},  {"kernel", "kernel"}, {"initrd", "initrd"},
+        {"append", "append"}, {"bios", "bios"}, {"pflash", "bios"},
+    };
+
+    for (size_t i = 0; i < o->extra_count; i++) {
+        const char *argument = o->extra[i];
+        if (argument[0] != '-')
+            continue;
+        argument += argument[1] == '-' ? 2 : 1;
+        for (size_t j = 0; j < sizeof(measured) / sizeof(measured[0]); j++)
+            if (strcmp(argument, measured[j].argument) == 0)
+                return cli_usage_error(err,
+                                       "boot: %s behind -- is not in the launch digest of %s that "
+                                       "is told: use --%s",
+                                       o->extra[i], mode, measured[j].option);
+    }
+    return 0;
+}
+
 /* An encrypted guest that nobody can judge by its attestation is not started. */
 static int check_sev(struct boot_options *o, struct error *err)
 {
@@ -70,6 +95,8 @@ static int check_sev(struct boot_options *o, struct error *err)
         return cli_usage_error(err, "boot: %s needs KVM, not --accel tcg", mode);
     if ((sev->id_block == NULL) != (sev->id_auth == NULL))
         return cli_usage_error(err, "boot: --id-block and --id-auth go together");
+    if (check_measured(o, mode, err) < 0)
+        return -err->code;
     if (snp && o->ovmf_code != NULL)
         return cli_usage_error(err, "boot: SEV-SNP takes firmware in one image, by --bios");
     if (!sev->policy_set)

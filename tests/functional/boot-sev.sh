@@ -236,6 +236,9 @@ refuse "--no-verity" 'SEV-SNP and --no-verity exclude each other' "${snp[@]}" --
 refuse "emulation" 'SEV-SNP needs KVM, not --accel tcg' "${snp[@]}" --accel tcg
 refuse "no firmware" 'SEV-SNP needs OVMF as its firmware: --bios FILE .*AmdSevX64' --snp --snp-dialect upstream
 refuse "firmware in two files" 'SEV-SNP takes firmware in one image' --snp --ovmf-code amdsev.fd
+for argument in -cpu --smp -kernel -initrd -append -bios -pflash; do
+    refuse "$argument behind --" "boot: $argument behind -- is not in the launch digest" "${snp[@]}" -- $argument x
+done
 refuse "half an identity" 'id-block and --id-auth go together' "${snp[@]}" --id-block amdsev.fd
 for option in --guest-features=1 --host-data=root-hash --id-block=amdsev.fd --id-auth=amdsev.fd; do
     refuse "${option%=*} without --snp" "${option%=*} needs --snp" --sev --bios amdsev.fd "$option"
