@@ -201,10 +201,18 @@ int qemu_capabilities_get(const char *program, struct qemu_capabilities *ret, st
 
 /* --- SEV --- */
 
+#define SNP_UPSTREAM_MAJOR 9
+#define SNP_UPSTREAM_MINOR 1
 #define SNP_UPSTREAM_VERSION "9.1"
 
 static int no_snp(const char *program, const struct qemu_capabilities *c, struct error *err)
 {
+    if (c->major > SNP_UPSTREAM_MAJOR ||
+        (c->major == SNP_UPSTREAM_MAJOR && c->minor >= SNP_UPSTREAM_MINOR))
+        return error_set(err, ENOTSUP,
+                         "%s: QEMU %u.%u.%u cannot start SEV-SNP guests: it was built without "
+                         "KVM or SEV, and has no sev-snp-guest",
+                         program, c->major, c->minor, c->micro);
     return error_set(err, ENOTSUP,
                      "%s: QEMU %u.%u.%u cannot start SEV-SNP guests: QEMU " SNP_UPSTREAM_VERSION
                      " and later can, and AMD's fork of it",

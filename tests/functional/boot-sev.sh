@@ -65,6 +65,8 @@ ok "a QEMU without SEV-SNP" boot 1 \
 ok "nor with a dialect" boot 1 'QEMU 7.2.22 cannot start SEV-SNP guests' "${snp[@]}" --snp-dialect upstream
 ok "no matter what firmware" boot 1 'QEMU 7.2.22 cannot start SEV-SNP guests' --snp
 ok "it is asked, not started" [ "$(grep -c '^asked none$' qemu.log) $(grep -c system_powerdown qemu.log)" = "3 0" ]
+FAKE_QEMU_VERSION=9.1.0 ok "one that could, but was built without it" boot 1 \
+    'QEMU 9.1.0 cannot start SEV-SNP guests: it was built without KVM or SEV, and has no sev-snp-guest$' "${snp[@]}"
 refused "nor in a dry run, which tells of another way" 1 'cannot start SEV-SNP guests: .*--snp-dialect upstream or amd-fork' \
     "$QVERITY" boot "${boot_args[@]}" "${snp[@]}" --dry-run
 
@@ -179,10 +181,10 @@ identity=(--mode snp --ovmf amdsev.fd --kernel vmlinuz --initrd initrd --append 
     --id-key key.pem)
 "$QVERITY" measure "${identity[@]}" --id-block block --id-auth auth >/dev/null
 "$QVERITY" measure "${identity[@]}" --author-key key.pem --id-block block2 --id-auth auth2 >/dev/null
-guest 'say up\r\n' "wait"
-ok "an ID block" boot 0 'launch digest' "${snp[@]}" --until up --id-block block --id-auth auth
 openssl ecparam -name secp384r1 -genkey -noout -out other.pem 2>/dev/null
 "$QVERITY" measure "${identity[@]}" --id-key other.pem --append other --id-block other --id-auth other-auth >/dev/null
+guest 'say up\r\n' "wait"
+ok "an ID block" boot 0 'launch digest' "${snp[@]}" --until up --id-block block --id-auth auth
 is "goes to QEMU" "$(argument -object | sed 's/.*kernel-hashes=on//')" ",id-block=$(cat block),id-auth=$(cat auth)"
 ok "with an author" boot 0 'launch digest' "${snp[@]}" --until up --id-block block2 --id-auth auth2
 is "goes to QEMU" "$(argument -object | sed 's/.*kernel-hashes=on//')" \
@@ -194,8 +196,6 @@ ok "as bytes, and to AMD's fork" boot 0 'launch digest' "${snp[@]}" --until up -
 is "which has another name for it" "$(argument -object | sed 's/.*kernel-hashes=on//')" \
     ",id-block=$(cat block2),id-auth=$(cat auth2),auth-key-enabled=on"
 upstream
-ok "not one that is none" boot 1 '^qverity: --id-block: auth: ' "${snp[@]}" --id-block auth --id-auth block
-ok "nothing is left" clean
 guest 'say up\r\n' "wait"
 ok "not one of another guest, which the processor would refuse" boot 1 \
     "^qverity: --id-block: the ID block is for a guest with the launch digest $(head -c 48 block.bin | od -An -v -tx1 | tr -d ' \n')$" \
@@ -205,6 +205,8 @@ ok "nor for another policy" boot 1 '^qverity: --id-block: the ID block is for th
 ok "nor with another one's signature" boot 1 '^qverity: --id-block: the ID key: its signature is not right$' \
     "${snp[@]}" --id-block block --id-auth other-auth
 is "none of them was started" "$(grep -c '"-smp"' qemu.log)" 0
+ok "not one that is none" boot 1 '^qverity: --id-block: auth: ' "${snp[@]}" --id-block auth --id-auth block
+ok "nothing is left" clean
 
 # --- Firmware and CPUs ---
 
@@ -234,11 +236,11 @@ refuse "--writable" 'SEV-SNP and --writable exclude each other' "${snp[@]}" --wr
 refuse "--writable with SEV" 'SEV and --writable exclude each other' --sev --bios amdsev.fd --writable
 refuse "--no-verity" 'SEV-SNP and --no-verity exclude each other' "${snp[@]}" --no-verity
 refuse "emulation" 'SEV-SNP needs KVM, not --accel tcg' "${snp[@]}" --accel tcg
-refuse "no firmware" 'SEV-SNP needs OVMF as its firmware: --bios FILE .*AmdSevX64' --snp --snp-dialect upstream
-refuse "firmware in two files" 'SEV-SNP takes firmware in one image' --snp --ovmf-code amdsev.fd
 for argument in -cpu --smp -kernel -initrd -append -bios -pflash; do
     refuse "$argument behind --" "boot: $argument behind -- is not in the launch digest" "${snp[@]}" -- $argument x
 done
+refuse "no firmware" 'SEV-SNP needs OVMF as its firmware: --bios FILE .*AmdSevX64' --snp --snp-dialect upstream
+refuse "firmware in two files" 'SEV-SNP takes firmware in one image' --snp --ovmf-code amdsev.fd
 refuse "half an identity" 'id-block and --id-auth go together' "${snp[@]}" --id-block amdsev.fd
 for option in --guest-features=1 --host-data=root-hash --id-block=amdsev.fd --id-auth=amdsev.fd; do
     refuse "${option%=*} without --snp" "${option%=*} needs --snp" --sev --bios amdsev.fd "$option"
