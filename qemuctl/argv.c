@@ -72,10 +72,38 @@ static bool is_plain(const char *word)
                              "_-+./:,@%=")] == '\0';
 }
 
+/* Control characters: of one byte, or C1 ones in UTF-8. */
+static bool has_controls(const char *word)
+{
+    for (const unsigned char *p = (const unsigned char *)word; *p != '\0'; p++)
+        if (*p < 0x20 || *p == 0x7f || (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0))
+            return true;
+    return false;
+}
+
+/* As $'...', which bash, zsh, ksh and POSIX of 2024 have: one line, and no harm to a terminal. */
+static void put_escaped(FILE *out, const char *word)
+{
+    fputs("$'", out);
+    for (const unsigned char *p = (const unsigned char *)word; *p != '\0'; p++) {
+        if (*p < 0x20 || *p >= 0x7f)
+            fprintf(out, "\\%03o", *p);
+        else if (*p == '\'' || *p == '\\')
+            fprintf(out, "\\%c", *p);
+        else
+            fputc(*p, out);
+    }
+    fputc('\'', out);
+}
+
 static void put_quoted(FILE *out, const char *word)
 {
     if (is_plain(word)) {
         fputs(word, out);
+        return;
+    }
+    if (has_controls(word)) {
+        put_escaped(out, word);
         return;
     }
     fputc('\'', out);

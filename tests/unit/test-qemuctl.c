@@ -34,7 +34,10 @@ static void test_quote(void **state)
         {"'", "''\\'''"},
         {"$HOME", "'$HOME'"},
         {"~", "'~'"},
-        {"a\nb", "'a\nb'"},
+        {"a\nb", "$'a\\012b'"},
+        {"\x1b[31m it's \\ gr\xc3\xbc", "$'\\033[31m it\\'s \\\\ gr\\303\\274'"},
+        {"\xc2\x9b\x7f", "$'\\302\\233\\177'"},
+        {"\xc2\xa0", "'\xc2\xa0'"},
         {"\"x\"", "'\"x\"'"},
         {"#", "'#'"},
         {"gr\xc3\xbc\xc3\x9f", "'gr\xc3\xbc\xc3\x9f'"},
@@ -69,7 +72,8 @@ static void test_quote_by_shell(void **state)
     assert_non_null(line);
     assert_true(asprintf(&command, "LC_ALL=C; printf '[%%s]' %s", line) > 0);
     assert_true(asprintf(&expected, "[first][%s][][-n]", all) > 0);
-    FILE *shell = popen(command, "re");
+    assert_int_equal(setenv("COMMAND", command, 1), 0);
+    FILE *shell = popen("exec bash -c \"$COMMAND\"", "re");
     assert_non_null(shell);
     size = strlen(expected);
     got = calloc(1, size + 2);
