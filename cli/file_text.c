@@ -93,30 +93,6 @@ void file_json_end(struct file_json *out)
     puts(out->any ? "\n]}" : "]}");
 }
 
-/* A path's bytes as hexadecimal digits. New reference. */
-static json_t *hex_text(const char *text)
-{
-    const size_t length = strlen(text);
-    _cleanup_free_ char *hex = malloc(2 * length + 1);
-
-    if (hex == NULL)
-        return NULL;
-    hex_encode((const uint8_t *)text, length, hex);
-    return json_string(hex);
-}
-
-/* A string member, and its bytes beside it if they are not UTF-8. */
-static int put_bytes(json_t *object, const char *key, const char *hex_key, const char *text,
-                     struct error *err)
-{
-    _cleanup_json_ json_t *exact = json_string(text);
-
-    int r = json_put(object, key, json_text(text), err);
-    if (r == 0 && exact == NULL)
-        r = json_put(object, hex_key, hex_text(text), err);
-    return r;
-}
-
 static int put_time(json_t *object, const char *key, const char *nanoseconds_key,
                     const struct timespec *time, struct error *err)
 {
@@ -159,9 +135,9 @@ static int fill(json_t *object, const char *image, const char *path, const struc
     char permissions[8];
 
     snprintf(permissions, sizeof(permissions), "%04o", (unsigned)info->mode & 07777);
-    int r = put_bytes(object, "image", "image_hex", image, err);
+    int r = json_put_text(object, "image", "image_hex", image, err);
     if (r == 0)
-        r = put_bytes(object, "path", "path_hex", path, err);
+        r = json_put_text(object, "path", "path_hex", path, err);
     if (r == 0)
         r = json_put(object, "type", json_string(file_type_name(info->mode)), err);
     if (r == 0)
@@ -177,7 +153,7 @@ static int fill(json_t *object, const char *image, const char *path, const struc
     if (r == 0 && info->created.tv_sec != 0)
         r = put_time(object, "crtime", "crtime_nsec", &info->created, err);
     if (r == 0 && target != NULL)
-        r = put_bytes(object, "target", "target_hex", target, err);
+        r = json_put_text(object, "target", "target_hex", target, err);
     return r;
 }
 

@@ -198,6 +198,9 @@ static int check_options(struct manifest *manifest, struct error *err)
         return cli_usage_error(err, "manifest: --vcpu-type is for --vmm qemu");
     if (manifest->blyss && manifest->ovmf == NULL)
         return cli_usage_error(err, "manifest: --as blyss takes --ovmf FILE");
+    if (manifest->kernel != NULL && strcmp(manifest->kernel, "none") == 0)
+        return cli_usage_error(err, "manifest: --kernel none: a manifest is of a guest that is "
+                                    "started with a kernel");
     if (!manifest->blyss && manifest->author != NULL)
         return cli_usage_error(err, "manifest: --author is for --as blyss");
     if (manifest->vcpus_count == 0)
@@ -408,7 +411,7 @@ static int files_json(const struct guest *guest, json_t *object, struct error *e
     if (r == 0)
         r = json_put(object, "ovmf", guest->ovmf != NULL ? ovmf : json_null(), err);
     if (r == 0)
-        r = json_put(object, "command_line", json_text(guest->append), err);
+        r = json_put_text(object, "command_line", "command_line_hex", guest->append, err);
     return r;
 }
 

@@ -168,6 +168,10 @@ static json_t *firmware(const struct manifest_blyss *blyss)
 int manifest_blyss_json(const struct manifest_blyss *blyss, json_t **ret, struct error *err)
 {
     const char *author = blyss->author != NULL ? blyss->author : "";
+    _cleanup_json_ json_t *exact = json_string(blyss->append);
+
+    if (exact == NULL)
+        return error_set(err, EILSEQ, "--as blyss: the command line is not UTF-8");
     json_t *object = json_pack("{s:s, s:o, s:{s:o, s:o, s:o, s:o, s:o}}", "version", PROTOCOL,
                                "author", json_text(author), "requirements", "application",
                                docker_image(blyss->append, "blyss_docker_img"), "ui",

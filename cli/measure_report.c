@@ -129,10 +129,11 @@ static int inputs_json(const struct measure_report *report, const uint8_t ovmf_s
             object, "initrd",
             kernel != NULL ? measure_file_json(report->initrd, kernel->initrd) : json_null(), err);
     if (r == 0)
-        r = json_put(object, "append",
-                     kernel != NULL ? json_text(report->append != NULL ? report->append : "")
-                                    : json_null(),
-                     err);
+        r = json_put_text(object, "append", "append_hex",
+                          kernel == NULL           ? NULL
+                          : report->append != NULL ? report->append
+                                                   : "",
+                          err);
     if (r == 0 && kernel != NULL)
         r = measure_put_hex(object, "append_sha256", kernel->cmdline, 32, err);
     if (r < 0 || input->mode == SEV_MODE_SEV)

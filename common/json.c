@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/units.h"
+
 int json_put(json_t *object, const char *key, json_t *value, struct error *err)
 {
     if (value == NULL || json_object_set_new(object, key, value) != 0)
@@ -55,6 +57,29 @@ json_t *json_text(const char *text)
         }
     }
     return json_stringn(clean, length);
+}
+
+/* New reference. */
+static json_t *hex_text(const char *text)
+{
+    const size_t length = strlen(text);
+    _cleanup_free_ char *hex = malloc(2 * length + 1);
+
+    if (hex == NULL)
+        return NULL;
+    hex_encode((const uint8_t *)text, length, hex);
+    return json_string(hex);
+}
+
+int json_put_text(json_t *object, const char *key, const char *hex_key, const char *text,
+                  struct error *err)
+{
+    _cleanup_json_ json_t *exact = json_string(text);
+
+    int r = json_put(object, key, json_text(text), err);
+    if (r == 0 && text != NULL && exact == NULL)
+        r = json_put(object, hex_key, hex_text(text), err);
+    return r;
 }
 
 int json_print(const json_t *json, struct error *err)

@@ -24,5 +24,9 @@ int json_put(json_t *object, const char *key, json_t *value, struct error *err);
  * become U+FFFD. NULL gives null. New reference, or NULL when out of memory. */
 json_t *json_text(const char *text);
 
+/* Sets `key` to json_text(), and, if the string is not UTF-8, `hex_key` to its bytes in hex. */
+int json_put_text(json_t *object, const char *key, const char *hex_key, const char *text,
+                  struct error *err);
+
 /* Writes `json` and a newline to stdout, indented, keys in the order they were put. */
 int json_print(const json_t *json, struct error *err);

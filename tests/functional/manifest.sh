@@ -114,6 +114,13 @@ like "a command line that does not bind the disk" "$(cat warning)" \
     "^qverity: warning: the root hash $root_hash is neither on the measured command line"
 is "is none the less what was asked for" "$(member m.json "['command_line']")" ro
 
+manifest "${image[@]}" --ovmf amdsev.fd --append $'caf\xe9' >m.json
+is "of one that is not UTF-8 there are the bytes, too" "$(member m.json "['command_line_hex']" | head -c 10)" 636166e920
+files[-1]=$(member m.json "['command_line_hex']" | xxd -r -p)
+like "which are what is measured" "$(digests m.json)" "$("$QVERITY" measure --mode snp "${files[@]}" --vcpus 2 --vcpu-type EPYC-v4)"
+refused "Blyss's shape has no place for them" 1 '^qverity: --as blyss: the command line is not UTF-8$' \
+    "$QVERITY" manifest "${image[@]}" --ovmf amdsev.fd --append $'caf\xe9' --as blyss
+
 # --- Blyss's shape ---
 
 line="systemd.mask=ssh.service fsck.mode=skip ro console=ttyS0 overlayroot=tmpfs root=/dev/dm-0 rootflags=noload $(member first.json "['verity']['dm_mod_create']")"
@@ -168,6 +175,7 @@ done <<'END'
 2|--vcpus 2|manifest: launch digests take --ovmf FILE
 2|--as blyss|manifest: --as blyss takes --ovmf FILE
 2|--as xml|manifest: --as: 'xml' is not qverity or blyss
+2|--kernel none|manifest: --kernel none: a manifest is of a guest that is started with a kernel
 2|--author me|manifest: --author is for --as blyss
 2|--ovmf amdsev.fd --vmm ec2 --vcpu-type EPYC|manifest: --vcpu-type is for --vmm qemu
 2|--ovmf amdsev.fd --vcpu-type EPYC,|manifest: --vcpu-type: '' is none of EPYC
