@@ -27,7 +27,7 @@
  * quit, which does no harm in any case; but it may be writing what it has of an image, which takes
  * what the disk takes. */
 #define ENDING_MS 2000
-#define ENDING_QUIT_MS 60000
+#define ENDING_QUIT_MS 300000
 
 /* --- The end --- */
 

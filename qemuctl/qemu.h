@@ -83,7 +83,7 @@ enum qemu_end qemu_end(const struct qemu *qemu);
 const char *qemu_end_text(const struct qemu *qemu);
 
 /*
- * Once its guest has ended QEMU is told to quit if it does not by itself, and after a minute
+ * Once its guest has ended QEMU is told to quit if it does not by itself, and after five minutes
  * killed.
  *
  * Begins to stop the guest: asks it to power down and gives it `powerdown_ms` for that (0: does not
