@@ -171,6 +171,9 @@ int cli_tree_new(const struct cli_options *options, const struct cli_target *tar
 int cli_meter_start(const struct cli_options *options, const char *what,
                     const struct progress *progress, struct progress_meter **ret,
                     struct error *err);
+/* The same for what builds a tree. Only a progress that is shown is counted for. */
+int cli_tree_meter_start(const struct cli_options *options, const char *what, struct hashtree *tree,
+                         struct progress_meter **ret, struct error *err);
 
 /* The object that `hash --json` prints (shared with update and params.json's reader): parameters,
  * root hash, table, dm_mod_create, method, counts. Computes the root. New reference. */

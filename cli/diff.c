@@ -53,7 +53,7 @@ static int side_hash(const struct cli_options *given, uint64_t blocks, struct si
     options->verity.data_blocks_set = true;
     int r = cli_tree_new(options, &side->target, &side->tree, err);
     if (r == 0)
-        r = cli_meter_start(options, "hashing", hashtree_progress(side->tree), &meter, err);
+        r = cli_tree_meter_start(options, "hashing", side->tree, &meter, err);
     return r == 0 ? hashtree_root(side->tree, root, err) : r;
 }
 

@@ -201,7 +201,7 @@ static int compute(const struct cli_options *options, const struct cli_target *t
     _cleanup_(progress_meter_stop_cleanup) struct progress_meter *meter = NULL;
     uint8_t root[VERITY_DIGEST_MAX];
 
-    int r = cli_meter_start(options, "hashing", hashtree_progress(tree), &meter, err);
+    int r = cli_tree_meter_start(options, "hashing", tree, &meter, err);
     if (r < 0)
         return r;
     if (write != NULL)

@@ -221,7 +221,7 @@ static int serve(struct server *server, bool foreground, struct error *err)
         .tree = server->tree,
         .mount_options = server->mount_options,
         .ready = on_ready,
-        .build_started = foreground ? on_build_started : NULL,
+        .build_started = foreground && !server->cli->quiet ? on_build_started : NULL,
         .build_ended = foreground ? on_build_ended : NULL,
         .arg = server,
     };

@@ -84,3 +84,11 @@ int cli_meter_start(const struct cli_options *options, const char *what,
     }
     return progress_meter_start(what, progress, ret, err);
 }
+
+int cli_tree_meter_start(const struct cli_options *options, const char *what, struct hashtree *tree,
+                         struct progress_meter **ret, struct error *err)
+{
+    const struct progress *progress = options->quiet ? NULL : hashtree_progress(tree);
+
+    return cli_meter_start(options, what, progress, ret, err);
+}

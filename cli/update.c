@@ -18,7 +18,7 @@ static int update_run(const struct cli_options *options, int argc, char **argv, 
         return r;
     {
         _cleanup_(progress_meter_stop_cleanup) struct progress_meter *meter = NULL;
-        r = cli_meter_start(options, "hashing", hashtree_progress(tree), &meter, err);
+        r = cli_tree_meter_start(options, "hashing", tree, &meter, err);
         if (r == 0)
             r = hashtree_root(tree, root, err);
     }

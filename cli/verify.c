@@ -318,7 +318,7 @@ static int check(const struct cli_options *options, struct job *job, struct plac
     if (r < 0)
         return r;
     uint64_t before = places->count;
-    r = cli_meter_start(options, "verifying", hashtree_progress(job->tree), &meter, err);
+    r = cli_tree_meter_start(options, "verifying", job->tree, &meter, err);
     if (r < 0)
         return r;
     r = hashtree_verify(job->tree, job->root, job->hash_fd, job->hash_device, add_fault, places,

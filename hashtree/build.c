@@ -18,7 +18,8 @@
 #include "common/checked.h"
 #include "hashtree/internal.h"
 
-/* Counting the data there is, for the progress, starts only in builds that take longer. */
+/* Counting the data there is, for a progress that somebody looks at, starts only in builds that
+ * take longer. */
 #define COUNT_AFTER_MS 250
 
 /* Runs of a worker that are read by pread() where there is a base, and so perhaps little to do. */
@@ -434,40 +435,49 @@ static void *worker_main(void *arg)
 
 /* --- Counting the data, for the progress --- */
 
-static void *count_main(void *arg)
+/* Waits until it is time to look whether to count. False if the build ended. */
+static bool wait_to_count(struct build *build)
 {
-    struct build *build = arg;
-    struct hashtree *tree = build->tree;
-    uint64_t end = tree_data_size(tree), data = 0;
-    struct image_hole_hint holes = {0};
     struct timespec until;
-    struct extent extent;
+    int r = 0;
 
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_nsec += COUNT_AFTER_MS * 1000000L;
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
     pthread_mutex_lock(&build->lock);
-    while (!build->counting_ends &&
-           pthread_cond_timedwait(&build->ended, &build->lock, &until) != ETIMEDOUT)
-        ;
+    while (!build->counting_ends && r != ETIMEDOUT)
+        r = pthread_cond_timedwait(&build->ended, &build->lock, &until);
     bool ends = build->counting_ends;
     pthread_mutex_unlock(&build->lock);
+    return !ends;
+}
 
-    /* With a base there is so little to do that nobody waits for it. */
-    ends |= build->plan.base != NULL;
-    for (uint64_t at = 0; !ends && at < end && !stopped(build); at += extent.length) {
+static void *count_main(void *arg)
+{
+    struct build *build = arg;
+    struct hashtree *tree = build->tree;
+    uint64_t end = tree_data_size(tree), data = 0;
+    struct image_hole_hint holes = {0};
+    struct extent extent;
+
+    do {
+        if (!wait_to_count(build))
+            return NULL;
+    } while (!atomic_load_explicit(&tree->watched, memory_order_relaxed));
+    for (uint64_t at = 0; at < end; at += extent.length) {
         /* An error will be met, and told, by a worker. */
         if (image_map_hinted(tree->image, tree->start + at, end - at, 0, &holes, &extent, NULL) < 0)
             return NULL;
         if (extent.kind != EXTENT_ZERO)
             data += extent.length;
         pthread_mutex_lock(&build->lock);
-        ends = build->counting_ends;
+        bool ends = build->counting_ends;
         pthread_mutex_unlock(&build->lock);
+        if (ends || stopped(build))
+            return NULL;
     }
-    if (!ends && !stopped(build))
-        progress_set_total(&tree->progress, data);
+    progress_set_total(&tree->progress, data);
     return NULL;
 }
 
@@ -489,7 +499,9 @@ static void run_workers(struct build *build)
     pthread_t counter;
     unsigned started = 0;
 
-    bool counting = pthread_create(&counter, NULL, count_main, build) == 0;
+    /* With a base there is so little to do that nobody waits for it. */
+    bool counting =
+        build->plan.base == NULL && pthread_create(&counter, NULL, count_main, build) == 0;
     /* This thread is a worker, too; with fewer threads than wanted it only takes longer. */
     while (threads != NULL && started + 1 < wanted &&
            pthread_create(&threads[started], NULL, worker_main, build) == 0)

@@ -98,8 +98,9 @@ const struct verity_geometry *hashtree_geometry(const struct hashtree *tree)
     return &tree->geometry;
 }
 
-const struct progress *hashtree_progress(const struct hashtree *tree)
+const struct progress *hashtree_progress(struct hashtree *tree)
 {
+    atomic_store_explicit(&tree->watched, true, memory_order_relaxed);
     return &tree->progress;
 }
 

@@ -178,8 +178,9 @@ bool hashtree_root_known(struct hashtree *tree);
 int hashtree_uuid(struct hashtree *tree, uint8_t uuid[static 16], struct error *err);
 
 /* How far a full build has come: data bytes done of data bytes there are. Valid as long as the
- * tree. */
-const struct progress *hashtree_progress(const struct hashtree *tree);
+ * tree. To be called only by who looks at it: from then on builds that take their time count the
+ * data there is, which is a walk over all of the image's map. */
+const struct progress *hashtree_progress(struct hashtree *tree);
 
 /* --- The hash device --- */
 

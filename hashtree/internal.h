@@ -54,6 +54,7 @@ struct hashtree {
     uint8_t last_digest[VERITY_LEVELS_MAX][VERITY_DIGEST_MAX];
 
     struct progress progress;
+    _Atomic bool watched; /* somebody looks at the progress */
     _Atomic bool cancelled;
     _Atomic uint64_t data_bytes_hashed;
     _Atomic uint64_t nodes_computed;
