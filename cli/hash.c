@@ -229,6 +229,7 @@ static int hash_run(const struct cli_options *options, int argc, char **argv, vo
     struct cli_options with_files = *options;
     _cleanup_target_ struct cli_target target = {0};
     _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
+    struct cli_options root_only = *options;
 
     (void)argc;
     if (context->write != NULL) {
@@ -239,7 +240,8 @@ static int hash_run(const struct cli_options *options, int argc, char **argv, vo
     int r = cli_target_open(argv[0], &with_files, NULL, &target, err);
     if (r < 0)
         return r;
-    r = cli_tree_new(options, &target, &tree, err);
+    root_only.tree.root_only = true;
+    r = cli_tree_new(&root_only, &target, &tree, err);
     if (r < 0)
         return r;
     r = compute(options, &target, context->write, tree, err);

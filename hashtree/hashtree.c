@@ -57,6 +57,7 @@ int hashtree_new(struct image *image, uint64_t start, const struct verity_params
     tree->geometry = geometry;
     tree->threads = options->threads != 0 ? options->threads : usable_cpus();
     tree->direct = options->direct;
+    tree->root_only = options->root_only;
     r = hasher_new(params->hash_name, params->hash_type == 0 ? HASHER_SALT_LAST : HASHER_SALT_FIRST,
                    params->salt, params->salt_size, &tree->hasher, err);
     if (r < 0)
@@ -153,7 +154,8 @@ bool hashtree_root_known(struct hashtree *tree)
 
 /* --- Building --- */
 
-/* Every first build keeps nodes, whatever else its nodes are wanted for. */
+/* Every first build keeps nodes, whatever else its nodes are wanted for, unless none will be asked
+ * for. */
 struct two_sinks {
     struct node_sink keep, other;
 };
@@ -183,6 +185,8 @@ static int build_full(struct hashtree *tree, bool first, const struct node_sink 
     struct two_sinks two = {.keep = node_store_sink(tree)};
     struct node_sink sink = two.keep;
 
+    if (tree->root_only)
+        return build_run(tree, NULL, other, ret, err);
     if (other != NULL) {
         two.other = *other;
         sink = first ? (struct node_sink){two_nodes, two_constants, &two} : *other;

@@ -27,6 +27,8 @@ struct hashtree_options {
     unsigned threads;            /* 0: one for each CPU that we may run on */
     enum hashtree_direct direct; /* O_DIRECT: AUTO uses it for data larger than free memory */
     uint64_t cache_size;         /* bytes of nodes to keep in memory; 0: the default of 64 MiB */
+    bool root_only; /* builds keep no nodes in memory, as none will be asked for once the root is
+                       known */
 };
 
 /*

@@ -46,6 +46,7 @@ struct hashtree {
     struct hasher *hasher;
     unsigned threads;
     enum hashtree_direct direct;
+    bool root_only;
     struct node_store *nodes;
 
     /* Digests over zeros: of a data block, and of the full and the last node of each level. */
