@@ -106,6 +106,8 @@ static struct shared_node *node_new(struct plan *plan, unsigned level, uint64_t 
 int plan_init(struct plan *plan, struct hashtree *tree, const struct node_base *base,
               const struct node_sink *sink, _Atomic bool *stop, struct error *err)
 {
+    pthread_mutexattr_t attr;
+
     memset(plan, 0, sizeof(*plan));
     plan->tree = tree;
     plan->base = base;
@@ -117,7 +119,11 @@ int plan_init(struct plan *plan, struct hashtree *tree, const struct node_base *
     plan->path[top] = node_new(plan, top, 0, NULL);
     if (plan->path[top] == NULL)
         return error_oom(err);
-    pthread_mutex_init(&plan->lock, NULL);
+    /* It is held for a few microseconds at a time: waiting in the kernel takes longer. */
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(&plan->lock, &attr);
+    pthread_mutexattr_destroy(&attr);
     return 0;
 }
 
