@@ -11,6 +11,14 @@
  * the message, which also tells the offset. Offsets and lengths are bytes.
  */
 
+/*
+ * Has the calling thread's reads tell when they are going to wait for a disk: io_read_at() and
+ * io_read_some_at() then call `hook` before they ask for bytes that are not in memory already. NULL
+ * ends that. Whoever is about to wait for another thread that may be reading calls io_waits().
+ */
+void io_on_wait(void (*hook)(void));
+void io_waits(void);
+
 /* Reads exactly `length` bytes; the end of the file before that is -ENODATA. */
 int io_read_at(int fd, const char *name, void *buffer, size_t length, uint64_t offset,
                struct error *err);

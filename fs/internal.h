@@ -23,19 +23,21 @@
  *     options.c  -o, and the arguments that libfuse gets
  *     place.c    whether a directory can be mounted on; the mount's read-ahead
  *     detached.c mounts that are in nobody's directory tree
- *     session.c  an fs's life: mounting, serving threads, the end
+ *     session.c  an fs's life: mounting, serving, the end
+ *     workers.c  the threads that take requests
  *     node.c     which files there are, their attributes
  *     ops.c      the FUSE operations
+ *     open.c     answers to opens
  *     read.c     the bytes of a range of the image, gathered for a reply
  *     write.c    the operations that change the image
+ *     change.c   changing it
  *     mapped.c   writable files that are mapped into memory
  *     job.c      requests that wait for a build, or for their turn to have hash blocks computed
  *     report.c   what is logged of reads that fail
  *     content.c  root-hash, table, cmdline, params.json, stats.json
  *
- * Threads: fs_serve() starts a fixed number of workers, each with a descriptor of its own for the
- * FUSE connection; a worker answers a request before it takes the next. Requests that would hold
- * it up for long become jobs (job.c). One more thread, the builder, runs full builds, and another
+ * Threads: workers take requests and answer them (workers.c). Requests that would hold one of them
+ * up for long become jobs (job.c). One more thread, the builder, runs full builds, and another
  * one has pages of mapped files dropped. The nodes are made by fs_mount() and constant from then
  * on, except for their atomics and where a lock is named.
  */
@@ -199,7 +201,8 @@ struct fs_jobs {
     _Atomic bool texts_ready;
 };
 
-void fs_jobs_init(struct fs_jobs *jobs, unsigned workers);
+/* `lane_max`: hash reads that are computed at a time. */
+void fs_jobs_init(struct fs_jobs *jobs, unsigned lane_max);
 void fs_jobs_destroy(struct fs_jobs *jobs);
 
 /* Answers an open of `node`, a NODE_TEXT, when its text is there. */
@@ -223,15 +226,7 @@ bool fs_hash_needs_build(const struct verity_params *params, const struct verity
 /* Counts that `node` could not be read, and logs why unless it happens all the time. */
 void fs_log_error(struct fs_node *node, const struct error *err);
 
-/* --- write.c --- */
-
-void fs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
-                 struct fuse_file_info *fi);
-void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t size,
-                     struct fuse_file_info *fi);
-void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
-void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
-                   struct fuse_file_info *fi);
+/* --- change.c --- */
 
 /* A request that changes the image, or flushes it. */
 struct fs_change {
@@ -247,6 +242,16 @@ struct fs_change {
 /* Returns 0 or the errno value to be answered. */
 int fs_change_apply(struct fs *fs, const struct fs_change *change);
 void fs_change_answer(const struct fs_change *change, int code);
+
+/* --- write.c --- */
+
+void fs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+                 struct fuse_file_info *fi);
+void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t size,
+                     struct fuse_file_info *fi);
+void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+                   struct fuse_file_info *fi);
 
 /* --- mapped.c --- */
 
@@ -286,6 +291,17 @@ bool fs_mapped_stop(struct fs *fs, const struct timespec *deadline);
 
 extern const struct fuse_lowlevel_ops fs_ops;
 
+/* --- open.c --- */
+
+/* stats.json, or a text of a mount that is written to, as it was when it was opened. */
+struct fs_snapshot {
+    struct fs_snapshot *newer, *older;
+    char *text;
+    size_t length;
+};
+
+void fs_snapshot_free(struct fs *fs, struct fs_snapshot *snapshot);
+
 /* Those that are open when the filesystem is unmounted by force get no release. */
 void fs_snapshots_free(struct fs *fs);
 
@@ -302,15 +318,61 @@ void fs_reply_open(fuse_req_t req, struct fs_node *node, const struct fuse_file_
  * the debug log. */
 void fs_raise_readahead(dev_t device);
 
-/* --- session.c --- */
+/* --- workers.c --- */
 
 struct fs_worker {
     struct fs *fs;
     pthread_t thread;
-    int channel;         /* its descriptor of the FUSE connection */
-    struct fuse_buf buf; /* the request */
     bool started;
+    int channel;                 /* its descriptor of the FUSE connection */
+    struct fuse_buf buf;         /* the request */
+    bool has_place;              /* at the device; the worker's own, but set when it is idle */
+    sem_t wake;                  /* posted when it is given one */
+    struct fs_worker *next_idle; /* under lock */
 };
+
+struct fs_workers {
+    struct fs_worker *all;
+    unsigned count;
+    unsigned places; /* how many may take requests */
+    pthread_mutex_t lock;
+    unsigned taken;         /* under lock, as what follows */
+    struct fs_worker *idle; /* last come first */
+};
+
+/* How many hash reads may be computed at a time: half of all workers, so that whatever those wait
+ * for, others are there who do not. */
+unsigned fs_workers_for_hashing(const struct fs_workers *workers);
+
+int fs_workers_init(struct fs *fs, struct error *err);
+void fs_workers_destroy(struct fs *fs);
+int fs_workers_start(struct fs *fs, struct error *err);
+/* False if one did not end until the deadline (CLOCK_REALTIME). */
+bool fs_workers_end(struct fs *fs, const struct timespec *deadline);
+/* Closes their descriptors. */
+void fs_workers_close(struct fs *fs);
+
+/* To be called where a request may take long: lets another worker take requests until this one has
+ * been answered. In other threads it does nothing. Reads call it by themselves (io_on_wait()). */
+void fs_worker_slow(void);
+
+/* A thread with all signals blocked. Returns what pthread_create() does. */
+int fs_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);
+
+/*
+ * The descriptor on which the calling thread takes requests and answers them. The kernel accepts a
+ * reply only where it handed out the request, so a job notes it and sets it again for its reply.
+ */
+int fs_channel(void);
+void fs_set_channel(int fd);
+
+/* In the answer to INIT: that files with direct_io may be mapped shared (mapped.c). */
+void fs_allow_shared_mappings(struct fuse_conn_info *conn);
+
+/* Leads libfuse's reads and writes to the channels. */
+int fs_use_channels(struct fuse_session *session, struct error *err);
+
+/* --- session.c --- */
 
 struct fs {
     struct fs_options options;
@@ -325,8 +387,7 @@ struct fs {
     struct fuse_session *session;
     bool mounted;
 
-    struct fs_worker *workers;
-    unsigned worker_count;
+    struct fs_workers workers;
     pthread_t prober; /* tells when requests are answered */
     bool prober_started;
     sem_t wake;        /* posted when serving has to end */
@@ -340,15 +401,9 @@ static inline bool fs_node_writable(const struct fs *fs, const struct fs_node *n
     return fs->writable && node->kind == NODE_RANGE;
 }
 
-/*
- * The descriptor on which the calling thread takes requests and answers them. The kernel accepts a
- * reply only where it handed out the request, so a job notes it and sets it again for its reply.
- */
-int fs_channel(void);
-void fs_set_channel(int fd);
-
-/* In the answer to INIT: that files with direct_io may be mapped shared (mapped.c). */
-void fs_allow_shared_mappings(struct fuse_conn_info *conn);
-
-/* A mask of signals for threads: all blocked. Returns what pthread_create() does. */
-int fs_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);
+/* Has fs_serve() end. Safe in signal handlers. */
+static inline void fs_wake_to_end(struct fs *fs)
+{
+    atomic_store(&fs->stop, true);
+    sem_post(&fs->wake);
+}

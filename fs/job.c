@@ -4,7 +4,7 @@
  *
  * Those that need the root wait in a list for the builder, one thread that runs a full build and
  * then answers all of them. Reads of the hash device that compute blocks from a bounded amount of
- * data are done by the worker that took them, but only in half of all workers at a time: the rest
+ * data are done by the worker that took them, but only by half of all workers at a time: the rest
  * wait in the lane, and whoever has answered one takes the next from there. So files of the image
  * can be read whatever else goes on, and nothing here needs more threads than there are.
  *
@@ -31,6 +31,10 @@
  * the page cache try each failed read again at once. */
 #define RETRY_SECONDS 1
 
+/* So much of the hash device takes a moment if its data need not be waited for, which reads find
+ * out by themselves. */
+#define QUICK_HASH_BYTES (64u * 1024)
+
 struct fs_job {
     struct fs_job *next;
     struct fs *fs;
@@ -48,11 +52,11 @@ struct fs_job {
     bool interrupted;
 };
 
-void fs_jobs_init(struct fs_jobs *jobs, unsigned workers)
+void fs_jobs_init(struct fs_jobs *jobs, unsigned lane_max)
 {
     pthread_mutex_init(&jobs->lock, NULL);
     pthread_cond_init(&jobs->wake, NULL);
-    jobs->lane_max = workers > 1 ? workers / 2 : 1;
+    jobs->lane_max = lane_max;
 }
 
 void fs_jobs_destroy(struct fs_jobs *jobs)
@@ -387,6 +391,7 @@ static void wait_for_turn(struct fs_job *job)
     if (code != 0) {
         job_finish(job, code);
     } else if (now) {
+        fs_worker_slow();
         job_finish(job, 0);
         lane_drain(jobs);
     }
@@ -401,6 +406,8 @@ void fs_job_read_hash(struct fs *fs, fuse_req_t req, struct fs_node *node, uint6
         fs_hash_needs_build(hashtree_params(tree), hashtree_geometry(tree), offset, length);
 
     if (!needs_build && lane_enter(&fs->jobs)) {
+        if (length > QUICK_HASH_BYTES || fs->writable)
+            fs_worker_slow();
         answer_hash(fs, req, node, offset, length);
         lane_drain(&fs->jobs);
         return;

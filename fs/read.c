@@ -10,7 +10,7 @@
  */
 #include <assert.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/uio.h>
 
 #include "common/checked.h"
 #include "common/io.h"
@@ -57,6 +57,7 @@ struct run {
     size_t length;
     size_t file;          /* FILE: number of the host file */
     uint64_t host_offset; /* FILE: where the byte at `at` is in it */
+    bool opaque;          /* IMAGE: a library reads it, and does not tell when it waits */
 };
 
 struct gathering {
@@ -67,18 +68,34 @@ struct gathering {
     struct fs_gather *gather;
 };
 
+static int read_file(struct gathering *g, const struct run *run, struct error *err)
+{
+    const struct image_file *file = image_file(g->image, run->file);
+
+    return io_read_at(file->fd, file->path, g->buffer + run->at, run->length, run->host_offset,
+                      err);
+}
+
+static int read_image(struct gathering *g, const struct run *run, struct error *err)
+{
+    if (run->opaque)
+        fs_worker_slow();
+    return image_read(g->image, g->offset + run->at, g->buffer + run->at, run->length, err);
+}
+
 static int run_read(struct gathering *g, struct error *err)
 {
     struct run run = g->run;
 
     g->run.kind = RUN_NONE;
-    if (run.kind == RUN_FILE) {
-        const struct image_file *file = image_file(g->image, run.file);
-        return io_read_at(file->fd, file->path, g->buffer + run.at, run.length, run.host_offset,
-                          err);
+    switch (run.kind) {
+    case RUN_NONE:
+        break;
+    case RUN_FILE:
+        return read_file(g, &run, err);
+    case RUN_IMAGE:
+        return read_image(g, &run, err);
     }
-    if (run.kind == RUN_IMAGE)
-        return image_read(g->image, g->offset + run.at, g->buffer + run.at, run.length, err);
     return 0;
 }
 
@@ -91,6 +108,7 @@ static int run_add(struct gathering *g, const struct run *next, struct error *er
         (run->kind == RUN_IMAGE ||
          (run->file == next->file && run->host_offset + run->length == next->host_offset))) {
         run->length += next->length;
+        run->opaque |= next->opaque;
         return 0;
     }
     int r = run_read(g, err);
@@ -154,12 +172,14 @@ int fs_gather_image(struct image *image, uint64_t offset, size_t length, struct 
         if (extent.kind == EXTENT_ZERO) {
             append_zeros(&g, done, n);
         } else {
-            struct run next = {.kind = RUN_IMAGE, .at = done, .length = n};
-            if (extent.kind == EXTENT_DATA) {
-                next.kind = RUN_FILE;
-                next.file = extent.file;
-                next.host_offset = extent.host_offset;
-            }
+            const struct run next = {
+                .kind = extent.kind == EXTENT_DATA ? RUN_FILE : RUN_IMAGE,
+                .at = done,
+                .length = n,
+                .file = extent.file,
+                .host_offset = extent.host_offset,
+                .opaque = extent.kind == EXTENT_OPAQUE,
+            };
             r = run_add(&g, &next, err);
             if (r < 0)
                 return r;

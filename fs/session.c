@@ -1,26 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * An fs's life.
- *
- * libfuse's own loop starts and ends threads as it likes, without an upper limit before 3.12, and
- * may sleep through a signal that comes between its test and its wait. So the loop is our own:
- * a fixed number of workers, each blocked in a read of the FUSE device until there is a request,
- * and the caller of fs_serve() asleep on a semaphore until a worker finds the filesystem unmounted
- * or fs_stop() is called. To end, workers are cancelled by pthread_cancel(), which can act on them
- * only within that read.
- *
- * Each worker has a device descriptor of its own (FUSE_DEV_IOC_CLONE), and so a queue of its own
- * for the requests that it answers. libfuse before 3.14 cannot be told to use it; there the workers
- * share one.
+ * An fs's life: the caller of fs_serve() sleeps on a semaphore until a worker finds the filesystem
+ * unmounted or fs_stop() is called.
  */
 #include <assert.h>
 #include <fcntl.h>
-#include <linux/fuse.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,139 +15,8 @@
 #include "fs/internal.h"
 #include "image/write.h"
 
-#define WORKERS_MIN 8
-#define WORKERS_MAX 32
-
 /* How long the end waits for a thread that reads from a file. */
 #define END_SECONDS 10
-
-/* --- Threads and channels --- */
-
-static _Thread_local int thread_channel = -1;
-
-int fs_channel(void)
-{
-    return thread_channel;
-}
-
-void fs_set_channel(int fd)
-{
-    thread_channel = fd;
-}
-
-int fs_thread_start(pthread_t *thread, void *(*run)(void *), void *arg)
-{
-    sigset_t all, old;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int r = pthread_create(thread, NULL, run, arg);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return r;
-}
-
-#ifdef HAVE_FUSE_CUSTOM_IO
-
-static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
-{
-    (void)fd;
-    (void)userdata;
-    pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
-    ssize_t n = read(thread_channel, buffer, size);
-    int saved_errno = errno;
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-    errno = saved_errno;
-    return n;
-}
-
-/*
- * The answer to INIT. Files that bypass the page cache can be mapped shared only where the kernel
- * is told that we keep the mappings right (Linux 6.6; unknown flags are ignored). libfuse knows the
- * flag from 3.16 on.
- */
-static _Thread_local bool answering_init;
-
-void fs_allow_shared_mappings(struct fuse_conn_info *conn)
-{
-#ifdef FUSE_CAP_DIRECT_IO_ALLOW_MMAP
-    conn->want |= conn->capable & FUSE_CAP_DIRECT_IO_ALLOW_MMAP;
-#else
-    (void)conn;
-    answering_init = true;
-#endif
-}
-
-#define INIT_DIRECT_IO_ALLOW_MMAP2 (1u << 4) /* in flags2 */
-
-static ssize_t channel_writev(int fd, struct iovec *iov, int count, void *userdata)
-{
-    struct fuse_init_out *init = count == 2 ? iov[1].iov_base : NULL;
-
-    (void)fd;
-    (void)userdata;
-    if (answering_init && init != NULL && iov[1].iov_len == sizeof(*init)) {
-        init->flags |= FUSE_INIT_EXT;
-        init->flags2 |= INIT_DIRECT_IO_ALLOW_MMAP2;
-    }
-    answering_init = false;
-    return writev(thread_channel, iov, count);
-}
-
-static int use_channels(struct fuse_session *session, struct error *err)
-{
-    static const struct fuse_custom_io io = {.read = channel_read, .writev = channel_writev};
-
-    int r = fuse_session_custom_io(session, &io, fuse_session_fd(session));
-    return r < 0 ? error_set_errno(err, -r, "cannot set up libfuse") : 0;
-}
-
-static int receive(struct fuse_session *session, struct fuse_buf *buf)
-{
-    return fuse_session_receive_buf(session, buf);
-}
-
-/* Another descriptor for the connection, or -1. */
-static int clone_channel(int session_fd)
-{
-    _cleanup_close_ int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
-    uint32_t source = (uint32_t)session_fd;
-
-    if (fd < 0 || ioctl(fd, FUSE_DEV_IOC_CLONE, &source) < 0) {
-        log_debug("/dev/fuse: cannot clone the descriptor: %s", strerror(errno));
-        return -1;
-    }
-    return take_fd(&fd);
-}
-
-#else
-
-static int use_channels(struct fuse_session *session, struct error *err)
-{
-    (void)session;
-    (void)err;
-    return 0;
-}
-
-void fs_allow_shared_mappings(struct fuse_conn_info *conn)
-{
-    (void)conn;
-}
-
-static int receive(struct fuse_session *session, struct fuse_buf *buf)
-{
-    pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
-    int r = fuse_session_receive_buf(session, buf);
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-    return r;
-}
-
-static int clone_channel(int session_fd)
-{
-    (void)session_fd;
-    return -1;
-}
-
-#endif
 
 /* --- Mounting --- */
 
@@ -243,16 +98,6 @@ static int mount_session(struct fs *fs, const char *mount_point, struct error *e
     return error_set(err, EIO, "%s: cannot mount: %s", mount_point, text);
 }
 
-static unsigned default_workers(void)
-{
-    cpu_set_t set;
-    unsigned cpus = 1;
-
-    if (sched_getaffinity(0, sizeof(set), &set) == 0)
-        cpus = (unsigned)CPU_COUNT(&set);
-    return cpus * 2 < WORKERS_MIN ? WORKERS_MIN : cpus * 2 > WORKERS_MAX ? WORKERS_MAX : cpus * 2;
-}
-
 /* All but the mount. */
 static int fs_new(const struct fs_options *options, struct fs **ret, struct error *err)
 {
@@ -263,14 +108,16 @@ static int fs_new(const struct fs_options *options, struct fs **ret, struct erro
         return error_oom(err);
     fs->options = *options;
     fs->root = -1;
-    fs->worker_count = options->threads != 0 ? options->threads : default_workers();
-    fs_jobs_init(&fs->jobs, fs->worker_count);
     fs_mapped_init(&fs->mapped);
     pthread_mutex_init(&fs->snapshots_lock, NULL);
     sem_init(&fs->wake, 0, 0);
     fs->writable = image_writable(options->image);
-    int r = fs_options_parse(options->mount_options, image_path(options->image), fs->writable,
-                             &fs->mount, err);
+    int r = fs_workers_init(fs, err);
+    fs_jobs_init(&fs->jobs, fs_workers_for_hashing(&fs->workers));
+    if (r < 0)
+        return r;
+    r = fs_options_parse(options->mount_options, image_path(options->image), fs->writable,
+                         &fs->mount, err);
     if (r < 0)
         return r;
     r = fs_texts_sizes(options, sizes, err);
@@ -281,9 +128,6 @@ static int fs_new(const struct fs_options *options, struct fs **ret, struct erro
         r = hashtree_changing(options->tree, err);
     if (r < 0)
         return r;
-    fs->workers = calloc(fs->worker_count, sizeof(*fs->workers));
-    if (fs->workers == NULL)
-        return error_oom(err);
     *ret = TAKE_PTR(fs);
     return 0;
 }
@@ -301,7 +145,7 @@ int fs_mount(const struct fs_options *options, const char *directory, struct fs 
         return error_oom(err);
     r = mount_session(fs, fs->directory, err);
     if (r == 0)
-        r = use_channels(fs->session, err);
+        r = fs_use_channels(fs->session, err);
     if (r < 0)
         return r;
     *ret = TAKE_PTR(fs);
@@ -342,7 +186,7 @@ int fs_mount_detached(const struct fs_options *options, struct fs **ret, int *re
     if (r < 0)
         return r;
     (void)take_fd(&device);
-    r = use_channels(fs->session, err);
+    r = fs_use_channels(fs->session, err);
     if (r < 0)
         return r;
     *ret = TAKE_PTR(fs);
@@ -373,6 +217,7 @@ void fs_free(struct fs *fs)
     unmount(fs);
     if (fs->session != NULL)
         fuse_session_destroy(fs->session);
+    fs_workers_destroy(fs);
     fs_jobs_destroy(&fs->jobs);
     fs_mapped_destroy(&fs->mapped);
     fs_snapshots_free(fs);
@@ -380,42 +225,11 @@ void fs_free(struct fs *fs)
     sem_destroy(&fs->wake);
     free(fs->nodes.all);
     free(fs->mount.fuse);
-    free(fs->workers);
     free(fs->directory);
     free(fs);
 }
 
 /* --- Serving --- */
-
-static void worker_end(void *arg)
-{
-    struct fs_worker *worker = arg;
-
-    free(worker->buf.mem);
-    worker->buf.mem = NULL;
-    fs_buffer_free();
-    fs_stop(worker->fs);
-}
-
-static void *worker_run(void *arg)
-{
-    struct fs_worker *worker = arg;
-    struct fuse_session *session = worker->fs->session;
-
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-    thread_channel = worker->channel;
-    pthread_cleanup_push(worker_end, worker);
-    while (!fuse_session_exited(session)) {
-        int r = receive(session, &worker->buf);
-        if (r == -EINTR)
-            continue;
-        if (r <= 0)
-            break;
-        fuse_session_process_buf(session, &worker->buf);
-    }
-    pthread_cleanup_pop(1);
-    return NULL;
-}
 
 /* Waits for an answer from the mount itself, and then says that there are answers. */
 static void *prober_run(void *arg)
@@ -433,24 +247,12 @@ static void *prober_run(void *arg)
 
 static int start_threads(struct fs *fs, struct error *err)
 {
-    int session_fd = fuse_session_fd(fs->session);
-    int r = 0;
+    int r = fs_workers_start(fs, err);
 
-    for (unsigned i = 0; i < fs->worker_count; i++)
-        fs->workers[i] = (struct fs_worker){.fs = fs, .channel = session_fd};
-    for (unsigned i = 0; i < fs->worker_count && r == 0; i++) {
-        struct fs_worker *worker = &fs->workers[i];
-        int clone = i > 0 ? clone_channel(session_fd) : -1;
-
-        if (clone >= 0)
-            worker->channel = clone;
-        r = fs_thread_start(&worker->thread, worker_run, worker);
-        worker->started = r == 0;
-    }
-    if (r == 0) {
-        r = fs_thread_start(&fs->prober, prober_run, fs);
-        fs->prober_started = r == 0;
-    }
+    if (r < 0)
+        return r;
+    r = fs_thread_start(&fs->prober, prober_run, fs);
+    fs->prober_started = r == 0;
     return r != 0 ? error_set_errno(err, r, "cannot start a thread") : 0;
 }
 
@@ -463,21 +265,13 @@ static void join_threads(struct fs *fs)
     deadline.tv_sec += END_SECONDS;
     fs->abandoned = !fs_mapped_stop(fs, &deadline);
     fuse_session_exit(fs->session);
-    for (unsigned i = 0; i < fs->worker_count; i++)
-        if (fs->workers[i].started)
-            pthread_cancel(fs->workers[i].thread);
-    for (unsigned i = 0; i < fs->worker_count; i++)
-        if (fs->workers[i].started &&
-            pthread_timedjoin_np(fs->workers[i].thread, NULL, &deadline) != 0)
-            fs->abandoned = true;
+    fs->abandoned |= !fs_workers_end(fs, &deadline);
     if (fs->jobs.builder_started && pthread_timedjoin_np(fs->jobs.builder, NULL, &deadline) != 0)
         fs->abandoned = true;
 }
 
 static void end(struct fs *fs)
 {
-    int session_fd = fuse_session_fd(fs->session);
-
     atomic_store(&fs->stop, true);
     fs_jobs_stop(fs);
     hashtree_cancel(fs->options.tree);
@@ -485,9 +279,8 @@ static void end(struct fs *fs)
     if (fs->abandoned)
         log_error("%s: a read of the image does not return; ending without it",
                   image_path(fs->options.image));
-    for (unsigned i = 0; i < fs->worker_count && !fs->abandoned; i++)
-        if (fs->workers[i].channel != session_fd)
-            close(fs->workers[i].channel);
+    else
+        fs_workers_close(fs);
     unmount(fs);
     if (fs->prober_started && !fs->abandoned)
         pthread_join(fs->prober, NULL);
@@ -507,6 +300,5 @@ int fs_serve(struct fs *fs, struct error *err)
 
 void fs_stop(struct fs *fs)
 {
-    atomic_store(&fs->stop, true);
-    sem_post(&fs->wake);
+    fs_wake_to_end(fs);
 }

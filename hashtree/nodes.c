@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "common/checked.h"
+#include "common/io.h"
 #include "hashtree/internal.h"
 
 #define CACHED_MIN 64 /* nodes cached whatever the budget */
@@ -297,8 +298,10 @@ static int look_up(struct node_store *store, unsigned level, uint64_t index, uin
 
     *ret_new = NULL;
     pthread_mutex_lock(&store->lock);
-    while (*(p = find(store, level, index)) != NULL && (*p)->state == ENTRY_COMPUTING)
+    while (*(p = find(store, level, index)) != NULL && (*p)->state == ENTRY_COMPUTING) {
+        io_waits();
         pthread_cond_wait(&store->computed, &store->lock);
+    }
     struct entry *entry = *p;
     if (entry != NULL) {
         memcpy(block, entry->block, store->block_size);

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "common/checked.h"
+#include "common/io.h"
 
 enum {
     CACHE_BYTES = 8 << 20,
@@ -154,6 +155,8 @@ int cluster_cache_read(struct cluster_cache *cache, unsigned owner, uint64_t id,
         slot = NULL;
     if (slot != NULL) {
         slot->pins++;
+        if (slot->state == SLOT_FILLING)
+            io_waits();
         while (slot->state == SLOT_FILLING)
             pthread_cond_wait(&cache->filled, &cache->lock);
         failed = slot->state == SLOT_FAILED;

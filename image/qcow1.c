@@ -288,6 +288,15 @@ static int parse_entry(const struct qcow1 *qcow, uint64_t guest, uint64_t entry,
     return 0;
 }
 
+/* Whoever has the lock may be reading. */
+static void lock(struct qcow1 *qcow)
+{
+    if (pthread_mutex_trylock(&qcow->lock) == 0)
+        return;
+    io_waits();
+    pthread_mutex_lock(&qcow->lock);
+}
+
 /* The cluster that holds disk offset `offset`. */
 static int find_cluster(struct qcow1 *qcow, uint64_t offset, struct cluster *ret, struct error *err)
 {
@@ -339,7 +348,7 @@ int qcow1_map(struct qcow1 *qcow, uint64_t offset, uint64_t length, enum qcow1_k
         return 0;
     }
     end = min_u64(end, align_down(offset, covered) + covered);
-    pthread_mutex_lock(&qcow->lock);
+    lock(qcow);
     while (pos < end) {
         /* What is wrong behind the first cluster is told when it is asked for. */
         r = find_cluster(qcow, pos, &cluster, pos == offset ? err : NULL);
@@ -443,7 +452,7 @@ int qcow1_read(struct qcow1 *qcow, uint64_t offset, void *buffer, size_t length,
         uint64_t within = offset % size;
         size_t n = (size_t)min_u64(length, size - within);
 
-        pthread_mutex_lock(&qcow->lock);
+        lock(qcow);
         r = find_cluster(qcow, offset, &cluster, err);
         if (r >= 0 && cluster.kind == CLUSTER_PLAIN && qcow->unaligned)
             r = io_read_at(qcow->fd, qcow->path, out, n, cluster.offset + within, err);

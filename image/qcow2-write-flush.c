@@ -317,6 +317,7 @@ static int flush_locked(struct qcow2_writer *w, struct error *err)
 
 int qcow2_writer_flush(struct qcow2_writer *w, struct error *err)
 {
+    io_waits();
     pthread_mutex_lock(&w->flush_lock);
     int r = flush_locked(w, err);
     pthread_mutex_unlock(&w->flush_lock);

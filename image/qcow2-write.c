@@ -147,8 +147,10 @@ static bool is_being_allocated(const struct qcow2_writer *w, uint64_t first, uin
 
 static void wait_for_allocations(struct qcow2_writer *w, uint64_t first, uint64_t count)
 {
-    while (is_being_allocated(w, first, count))
+    while (is_being_allocated(w, first, count)) {
+        io_waits();
         pthread_cond_wait(&w->allocated, &w->lock);
+    }
 }
 
 static void allocation_end(struct qcow2_writer *w, struct allocation *allocation)

@@ -107,7 +107,13 @@ int main(int argc, char **argv)
         .open = fault_open,
         .read = fault_read,
     };
-    char foreground[] = "-f", name[] = "-ofsname=faultfs";
+    char foreground[] = "-f";
+#if FUSE_VERSION >= 312
+    /* Many may wait for a delayed read. */
+    char name[] = "-ofsname=faultfs,max_threads=100";
+#else
+    char name[] = "-ofsname=faultfs";
+#endif
     char *fuse_argv[] = {argv[0], foreground, name, NULL, NULL};
 
     if (argc != 4) {
