@@ -161,10 +161,29 @@ int cli_verity_given(const struct cli_options *options, struct verity_params *re
 int cli_check_data_blocks(const struct cli_target *target, const struct verity_params *params,
                           struct error *err);
 
+/* The parameters that the superblock of the hash device at `path` has, at --hash-offset. An error
+ * if an option that was given says something else, or if the target's partition is too small. */
+int cli_hash_device_params(const struct cli_options *options, const struct cli_target *target,
+                           const char *path, struct verity_params *ret, struct error *err);
+
+/* Opens a hash device, which must be as large as the geometry says; *ret is the caller's. */
+int cli_hash_device_open(const char *path, const struct verity_geometry *geometry, int *ret,
+                         struct error *err);
+
 /* A tree over the target's partition; for a command with CLI_KEEP, one that is kept in a tree file.
  */
 int cli_tree_new(const struct cli_options *options, const struct cli_target *target,
                  struct hashtree **ret, struct error *err);
+
+/*
+ * Such a tree that believes nothing but a root hash (in hex), and, if `hash_device` is not NULL,
+ * what that hash device has below it; then there is no tree file, and *ret_fd, which has to be
+ * closed after the tree was freed, is the device, else -1. -HASHTREE_WRONG_ROOT as
+ * hashtree_trust().
+ */
+int cli_tree_trusted(const struct cli_options *options, const struct cli_target *target,
+                     const char *root_hash, const char *hash_device, int *ret_fd,
+                     struct hashtree **ret, struct error *err);
 
 /* Starts a meter unless -q was given; then *ret is NULL, which progress_meter_stop_cleanup takes.
  */

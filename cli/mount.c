@@ -23,15 +23,20 @@
 struct mount_context {
     bool foreground;
     const char *overlay;
-    char options[4096]; /* of -o */
+    const char *root_hash;   /* that data has to have; or NULL */
+    const char *hash_device; /* or NULL */
+    char options[4096];      /* of -o */
 };
 
-enum { OPT_FOREGROUND, OPT_OPTIONS, OPT_OVERLAY };
+enum { OPT_FOREGROUND, OPT_OPTIONS, OPT_OVERLAY, OPT_ROOT_HASH, OPT_HASH_DEVICE };
 
 static const struct cli_option mount_own_options[] = {
     [OPT_FOREGROUND] = {"foreground", 'f', NULL, "stay in the foreground, log to stderr"},
     [OPT_OPTIONS] = {"options", 'o', "LIST", "mount options: allow_other, direct_io, …"},
     [OPT_OVERLAY] = {"overlay", 0, "FILE", "let the files be written; changes go to FILE (qcow2)"},
+    [OPT_ROOT_HASH] = {"verify-root-hash", 0, "HEX",
+                       "check all data against this root hash before it is served"},
+    [OPT_HASH_DEVICE] = {"hash-device", 0, "FILE", "with the hashes from this hash device"},
     {0},
 };
 
@@ -46,6 +51,14 @@ static int mount_option(size_t index, const char *argument, void *context, struc
     }
     if (index == OPT_OVERLAY) {
         mount->overlay = argument;
+        return 0;
+    }
+    if (index == OPT_ROOT_HASH) {
+        mount->root_hash = argument;
+        return 0;
+    }
+    if (index == OPT_HASH_DEVICE) {
+        mount->hash_device = argument;
         return 0;
     }
     int n = snprintf(mount->options + used, sizeof(mount->options) - used, "%s%s",
@@ -89,6 +102,7 @@ struct server {
     const char *directory;
     const struct cli_target *target;
     struct hashtree *tree;
+    bool verified;
     int report; /* pipe to the waiting parent; -1 in the foreground */
     const struct descriptors *inherited;
     struct fs *fs;
@@ -219,6 +233,7 @@ static int serve(struct server *server, bool foreground, struct error *err)
         .partitions = target->partitions,
         .data = target->partition,
         .tree = server->tree,
+        .verified = server->verified,
         .mount_options = server->mount_options,
         .ready = on_ready,
         .build_started = foreground && !server->cli->quiet ? on_build_started : NULL,
@@ -340,8 +355,9 @@ static int absolute_path(const char *path, char **ret, struct error *err)
 }
 
 /* The image and its tree, by names that stay right in the daemon. */
-static int open_target(const char *path, struct cli_options *options, struct cli_target *target,
-                       char **ret_tree_path, struct hashtree **ret_tree, struct error *err)
+static int open_target(const char *path, const struct mount_context *mount,
+                       struct cli_options *options, struct cli_target *target, char **ret_tree_path,
+                       int *ret_hash_fd, struct hashtree **ret_tree, struct error *err)
 {
     _cleanup_free_ char *image = NULL, *overlay = NULL;
 
@@ -359,27 +375,50 @@ static int open_target(const char *path, struct cli_options *options, struct cli
     /* There is still a filesystem to be mounted. */
     apart.probe_apart = true;
     r = cli_target_open(image, &apart, NULL, target, err);
-    return r < 0 ? r : cli_tree_new(options, target, ret_tree, err);
+    if (r < 0)
+        return r;
+    if (mount->root_hash == NULL)
+        return cli_tree_new(options, target, ret_tree, err);
+    return cli_tree_trusted(options, target, mount->root_hash, mount->hash_device, ret_hash_fd,
+                            ret_tree, err);
+}
+
+static int check_together(const struct mount_context *mount, struct error *err)
+{
+    _cleanup_error_ struct error option_err = ERROR_INIT;
+
+    if (mount->hash_device != NULL && mount->root_hash == NULL)
+        return cli_usage_error(err, "--hash-device needs --verify-root-hash");
+    if (mount->overlay != NULL && mount->root_hash != NULL)
+        return cli_usage_error(err, "--verify-root-hash: data that is written has another one, so "
+                                    "--overlay cannot be given");
+    if (fs_check_options(mount->options, mount->overlay != NULL, &option_err) < 0)
+        return cli_usage_error(err, "%s", error_message(&option_err));
+    return 0;
 }
 
 static int mount_run(const struct cli_options *options, int argc, char **argv, void *context,
                      struct error *err)
 {
     const struct mount_context *mount = context;
-    _cleanup_error_ struct error option_err = ERROR_INIT;
     struct cli_options absolute = *options;
     _cleanup_free_ char *directory = NULL, *tree_path = NULL;
     _cleanup_target_ struct cli_target target = {0};
+    _cleanup_close_ int hash_fd = -1;
     _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
     struct descriptors inherited;
 
     (void)argc;
     list_descriptors(&inherited);
-    int r = fs_check_options(mount->options, mount->overlay != NULL, &option_err);
+    int r = check_together(mount, err);
     if (r < 0)
-        return cli_usage_error(err, "%s", error_message(&option_err));
+        return r;
     absolute.overlay = mount->overlay;
-    r = open_target(argv[0], &absolute, &target, &tree_path, &tree, err);
+    r = open_target(argv[0], mount, &absolute, &target, &tree_path, &hash_fd, &tree, err);
+    if (r == -HASHTREE_WRONG_ROOT) {
+        log_error("%s", error_message(err));
+        return CLI_WRONG;
+    }
     if (r < 0)
         return r;
     r = fs_check_directory(argv[1], &directory, err);
@@ -392,6 +431,7 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
         .directory = directory,
         .target = &target,
         .tree = tree,
+        .verified = mount->root_hash != NULL,
         .report = -1,
         .inherited = &inherited,
     };
@@ -416,6 +456,13 @@ const struct cli_command cmd_mount = {
         "can\n"
         "be written to, and the others follow. IMAGE stays as it is: what is written goes to a\n"
         "qcow2 file on top of it, which is made if it is missing and else goes on to be used.\n"
+        "\n"
+        "With --verify-root-hash, each block of the data partition is checked before it is "
+        "served:\n"
+        "what has not the right digest is an I/O error for who reads it, and a line in the log. "
+        "The\n"
+        "hashes are those of the hash device; without one, all data is read once, unless the tree\n"
+        "file is current, and it is an error (exit 3) if it has not this root hash.\n"
         "\n"
         "Mount options: allow_other, allow_root, auto_unmount, direct_io (no page cache for the\n"
         "files), max_read=BYTES, fsname=NAME, noexec, noatime and others of mount(8) that make\n"

@@ -109,84 +109,19 @@ static int check_root_size(const struct verify_context *context, const struct jo
                            job->root_size, job->params.hash_name, job->geometry.digest_size);
 }
 
-/* --- The hash device --- */
-
-static int contradiction(const char *option, const char *path, struct error *err)
+static int load_params(const struct cli_options *options, struct job *job, struct error *err)
 {
-    return error_set(err, EINVAL, "%s: the superblock of %s says something else", option, path);
-}
+    int r = cli_hash_device_params(options, &job->target, job->hash_device, &job->params, err);
 
-/* Options that were given beside a superblock must say what it says. `asked` are the parameters
- * that the options make. */
-static int compare_options(const struct cli_options *options, const struct verity_params *asked,
-                           const struct verity_params *found, const char *path, struct error *err)
-{
-    if (options->verity.hash != NULL && strcmp(asked->hash_name, found->hash_name) != 0)
-        return contradiction("--hash", path, err);
-    if (options->verity.format_version_set && asked->hash_type != found->hash_type)
-        return contradiction("--format-version", path, err);
-    if (options->verity.data_block_size_set && asked->data_block_size != found->data_block_size)
-        return contradiction("--data-block-size", path, err);
-    if (options->verity.hash_block_size_set && asked->hash_block_size != found->hash_block_size)
-        return contradiction("--hash-block-size", path, err);
-    if (options->verity.data_blocks_set && options->verity.data_blocks != 0 &&
-        asked->data_blocks != found->data_blocks)
-        return contradiction("--data-blocks", path, err);
-    if (options->verity.salt != NULL && (asked->salt_size != found->salt_size ||
-                                         memcmp(asked->salt, found->salt, found->salt_size) != 0))
-        return contradiction("--salt", path, err);
-    if (options->verity.uuid != NULL && memcmp(asked->uuid, found->uuid, 16) != 0)
-        return contradiction("--uuid", path, err);
-    return 0;
-}
-
-static int params_from_superblock(const struct cli_options *options, struct job *job,
-                                  struct error *err)
-{
-    const char *path = job->hash_device;
-    struct verity_params asked;
-
-    int r = verity_superblock_load(path, options->verity.hash_offset, &job->params, err);
     if (r < 0)
         return r;
-    r = verity_geometry_init(&job->params, &job->geometry, err);
-    if (r < 0)
-        return error_prefix(err, "%s: superblock at offset %" PRIu64, path,
-                            options->verity.hash_offset);
-    r = cli_verity_given(options, &asked, err);
-    if (r < 0)
-        return r;
-    r = compare_options(options, &asked, &job->params, path, err);
-    if (r < 0)
-        return r;
-    r = cli_check_data_blocks(&job->target, &job->params, err);
-    if (r < 0)
-        return error_prefix(err, "%s: superblock", path);
     /* Nothing vouches for a superblock: who could change it could leave data out. */
     uint64_t room = job->target.partition->size / job->params.data_block_size;
     if (job->params.data_blocks < room && !options->verity.data_blocks_set)
         log_warning("%s: the superblock covers %" PRIu64 " of the %" PRIu64
                     " data blocks that there is room for; only those are checked",
-                    path, job->params.data_blocks, room);
-    return 0;
-}
-
-static int open_hash_device(struct job *job, struct error *err)
-{
-    const char *path = job->hash_device;
-
-    /* O_NONBLOCK: a FIFO must not make us wait. */
-    job->hash_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (job->hash_fd < 0)
-        return error_set_errno(err, errno, "%s: cannot open", path);
-    off_t size = lseek(job->hash_fd, 0, SEEK_END);
-    if (size < 0)
-        return error_set_errno(err, errno, "%s: cannot tell its size", path);
-    if ((uint64_t)size < job->geometry.device_size)
-        return error_set(err, ENODATA,
-                         "%s: %jd bytes, but a hash device for these parameters has %" PRIu64, path,
-                         (intmax_t)size, job->geometry.device_size);
-    return 0;
+                    job->hash_device, job->params.data_blocks, room);
+    return verity_geometry_init(&job->params, &job->geometry, err);
 }
 
 static int prepare(const struct cli_options *options, const struct verify_context *context,
@@ -208,7 +143,7 @@ static int prepare(const struct cli_options *options, const struct verify_contex
     if (r < 0)
         return r;
     if (job->hash_device != NULL && !options->verity.no_superblock) {
-        r = params_from_superblock(options, job, err);
+        r = load_params(options, job, err);
     } else {
         r = cli_verity_params(options, &job->target, &job->params, err);
         if (r == 0)
@@ -220,7 +155,7 @@ static int prepare(const struct cli_options *options, const struct verify_contex
     if (r < 0)
         return r;
     if (job->hash_device != NULL) {
-        r = open_hash_device(job, err);
+        r = cli_hash_device_open(job->hash_device, &job->geometry, &job->hash_fd, err);
         if (r < 0)
             return r;
     }

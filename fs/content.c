@@ -161,11 +161,25 @@ static int hashtree_json(struct hashtree *tree, json_t **ret, struct error *err)
     return 0;
 }
 
+/* Null in a mount that checks nothing. */
+static int verified_json(const struct hashtree *tree, json_t **ret, struct error *err)
+{
+    uint64_t checked, faults;
+
+    if (!hashtree_trusted(tree, &checked, &faults)) {
+        *ret = json_null();
+        return 0;
+    }
+    *ret = json_pack("{s:I, s:I}", "blocks_checked", (json_int_t)checked, "faults",
+                     (json_int_t)faults);
+    return *ret != NULL ? 0 : error_oom(err);
+}
+
 int fs_stats_make(const struct fs_options *options, const struct fs_nodes *nodes, bool building,
                   char **ret, struct error *err)
 {
     _cleanup_json_ json_t *object = json_object();
-    json_t *files = NULL, *build = NULL, *tree = NULL;
+    json_t *files = NULL, *build = NULL, *tree = NULL, *verified = NULL;
     int r;
 
     if (object == NULL)
@@ -175,7 +189,9 @@ int fs_stats_make(const struct fs_options *options, const struct fs_nodes *nodes
         (r = hashtree_json(options->tree, &tree, err)) < 0 ||
         (r = json_put(object, "hashtree", tree, err)) < 0 ||
         (r = build_json(options->tree, building, &build, err)) < 0 ||
-        (r = json_put(object, "build", build, err)) < 0)
+        (r = json_put(object, "build", build, err)) < 0 ||
+        (r = verified_json(options->tree, &verified, err)) < 0 ||
+        (r = json_put(object, "verified", verified, err)) < 0)
         return r;
     char *text = line(json_dumps(object, JSON_INDENT(2)));
     if (text == NULL)

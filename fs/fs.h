@@ -23,6 +23,10 @@
  * hash, waits for a full build of the tree; everything else answers at once. A build that fails is
  * EIO to those who wait for it, and is tried again for whoever comes a second later.
  *
+ * If `verified`, data that has not the digest that the tree says is EIO for those who read it, and
+ * logged; so are hash blocks of `hash`. What of the disk the tree does not cover is served as it
+ * is.
+ *
  * If image_writable(), disk and partitions can be written to, and all files tell what was written:
  * the texts as of when they are opened. Which files there are is told by the partition table as it
  * was in the beginning. fsync() makes writes durable; whoever ends the fs has to image_flush().
@@ -34,6 +38,7 @@ struct fs_options {
     const struct partition_table *partitions;
     const struct partition *data; /* one of them, or &partitions->disk */
     struct hashtree *tree;        /* over the data partition */
+    bool verified;                /* check data before it is served: hashtree_trust() was called */
     const char *mount_options;    /* of -o, comma-separated, as fs_check_options() takes; or NULL */
     unsigned threads;             /* that serve requests; 0: a default after the number of CPUs */
 

@@ -29,6 +29,7 @@
  *     ops.c      the FUSE operations
  *     open.c     answers to opens
  *     read.c     the bytes of a range of the image, gathered for a reply
+ *     verified.c such bytes, checked against a root hash
  *     write.c    the operations that change the image
  *     change.c   changing it
  *     mapped.c   writable files that are mapped into memory
@@ -162,11 +163,16 @@ int fs_stats_make(const struct fs_options *options, const struct fs_nodes *nodes
 struct fs_gather {
     struct iovec iov[GATHER_MAX];
     int count;
+    uint8_t *buffer; /* has room for each byte of the range in its place; where there are zeros it
+                      * may hold anything */
 };
 
 /* The bytes of [offset, offset + length) of the image, which must lie within it. */
 int fs_gather_image(struct image *image, uint64_t offset, size_t length, struct fs_gather *ret,
                     struct error *err);
+
+/* Whether an entry stands for zeros, which are not in the buffer. */
+bool fs_gather_is_zeros(const struct iovec *iov);
 
 /* A buffer of the calling thread; what it held before is lost. NULL when out of memory. */
 uint8_t *fs_buffer(size_t length);
@@ -177,6 +183,13 @@ void fs_buffer_free(void);
 /* lseek's SEEK_DATA and SEEK_HOLE in a range of the image; -ENXIO as lseek has it. */
 int fs_seek_image(struct image *image, uint64_t start, uint64_t size, uint64_t offset, int whence,
                   bool (*give_up)(void *arg), void *arg, uint64_t *ret, struct error *err);
+
+/* --- verified.c --- */
+
+/* As fs_gather_image(), of a tree with a root hash that was given. What has not the right digest is
+ * logged for `node` and counted, and -EIO without an error being set. */
+int fs_gather_verified(struct fs *fs, struct fs_node *node, uint64_t offset, size_t length,
+                       struct fs_gather *ret, struct error *err);
 
 /* --- job.c --- */
 
@@ -225,6 +238,8 @@ bool fs_hash_needs_build(const struct verity_params *params, const struct verity
 
 /* Counts that `node` could not be read, and logs why unless it happens all the time. */
 void fs_log_error(struct fs_node *node, const struct error *err);
+/* Only logs. */
+void fs_log_fault(const struct fs_node *node, const struct error *err);
 
 /* --- change.c --- */
 

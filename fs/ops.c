@@ -257,9 +257,17 @@ static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 static void read_range(fuse_req_t req, struct fs_node *node, uint64_t offset, size_t length)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
+    struct fs *fs = fs_of(req);
     struct fs_gather gather;
 
-    int r = fs_gather_image(fs_of(req)->options.image, node->start + offset, length, &gather, &err);
+    int r = fs->options.verified
+                ? fs_gather_verified(fs, node, node->start + offset, length, &gather, &err)
+                : fs_gather_image(fs->options.image, node->start + offset, length, &gather, &err);
+    if (r < 0 && err.code == 0) {
+        fs_node_count_error(node); /* was logged already */
+        fuse_reply_err(req, EIO);
+        return;
+    }
     if (r < 0) {
         /* All of the request: a short reply would be taken for the end of the file. */
         fs_log_error(node, &err);

@@ -160,6 +160,7 @@ int fs_gather_image(struct image *image, uint64_t offset, size_t length, struct 
 
     if (g.buffer == NULL)
         return error_oom(err);
+    ret->buffer = g.buffer;
     ret->count = 0;
     while (done < length) {
         struct extent extent;
@@ -188,6 +189,11 @@ int fs_gather_image(struct image *image, uint64_t offset, size_t length, struct 
         done += n;
     }
     return run_read(&g, err);
+}
+
+bool fs_gather_is_zeros(const struct iovec *iov)
+{
+    return iov->iov_base == (const void *)zeros;
 }
 
 /* --- Seeking --- */

@@ -36,15 +36,20 @@ static bool log_permitted(struct log_limit *limit, uint64_t *ret_suppressed)
     return permitted;
 }
 
-void fs_log_error(struct fs_node *node, const struct error *err)
+void fs_log_fault(const struct fs_node *node, const struct error *err)
 {
     static struct log_limit limit = {.lock = PTHREAD_MUTEX_INITIALIZER};
     uint64_t suppressed;
 
-    fs_node_count_error(node);
     if (!log_permitted(&limit, &suppressed))
         return;
     if (suppressed > 0)
         log_error("%" PRIu64 " errors were not logged", suppressed);
     log_error("%s: %s", node->name, error_message(err));
+}
+
+void fs_log_error(struct fs_node *node, const struct error *err)
+{
+    fs_node_count_error(node);
+    fs_log_fault(node, err);
 }

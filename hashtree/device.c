@@ -41,6 +41,13 @@ static void find_node(const struct hashtree *tree, uint64_t block, unsigned *ret
     *ret_index = block - g->level_start[level];
 }
 
+static int get_node(struct hashtree *tree, unsigned level, uint64_t index, uint8_t *block,
+                    struct error *err)
+{
+    return tree->trust != NULL ? trust_node(tree, level, index, block, err)
+                               : node_get(tree, level, index, block, err);
+}
+
 int hashtree_read(struct hashtree *tree, uint64_t offset, void *buffer, size_t length,
                   struct error *err)
 {
@@ -63,11 +70,11 @@ int hashtree_read(struct hashtree *tree, uint64_t offset, void *buffer, size_t l
             find_node(tree, offset / block_size, &level, &index);
             n = (size_t)min_u64(length, block_size - skip);
             if (n == block_size) {
-                r = node_get(tree, level, index, to, err);
+                r = get_node(tree, level, index, to, err);
             } else {
                 if (block == NULL && (block = malloc(block_size)) == NULL)
                     return error_oom(err);
-                r = node_get(tree, level, index, block, err);
+                r = get_node(tree, level, index, block, err);
                 if (r == 0)
                     memcpy(to, block + skip, n);
             }

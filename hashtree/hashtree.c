@@ -79,6 +79,8 @@ void hashtree_free(struct hashtree *tree)
         node_store_free(tree->nodes);
     if (tree->keep != NULL)
         keep_free(tree->keep);
+    if (tree->trust != NULL)
+        trust_free(tree->trust);
     if (tree->hasher != NULL)
         hasher_free(tree->hasher);
     if (tree->changes != NULL)

@@ -223,6 +223,38 @@ int hashtree_verify(struct hashtree *tree, const uint8_t *root, int hash_fd, con
                     void (*report)(const struct hashtree_fault *fault, void *arg), void *arg,
                     uint64_t *ret_faults, struct error *err);
 
+/* --- Believing a root hash --- */
+
+/* Code of the error that there is another root hash; no errno value. */
+#define HASHTREE_WRONG_ROOT 10001
+
+/*
+ * From here on the tree is the one that has this root hash, whatever the data gives, so that
+ * hashtree_check() can tell which data is right. Nodes are read from the hash device `hash_fd` and
+ * checked up to the root when they are needed; only the topmost one is at once. With -1 all data is
+ * read, unless a tree file is current, and the nodes are kept in the tree file or in a file without
+ * a name. -HASHTREE_WRONG_ROOT: hash device or data have another root. To be called once, by one
+ * thread, before anything else is asked of the tree; not for data that changes. `hash_fd` and
+ * `hash_name` must outlive the tree.
+ */
+int hashtree_trust(struct hashtree *tree, const uint8_t *root, int hash_fd, const char *hash_name,
+                   struct error *err);
+
+/*
+ * Checks data blocks that were read: `count` of them from `first` on, one behind the other at
+ * `data`, or zeros if that is NULL. Calls `report` (which may be NULL), in their order, for each
+ * that is wrong, and for each hash block that is wrong so that nothing is known of the data below
+ * it. Returns 0 when everything was checked, *ret_faults telling how often that was. Any number of
+ * threads.
+ */
+int hashtree_check(struct hashtree *tree, uint64_t first, uint64_t count, const uint8_t *data,
+                   void (*report)(const struct hashtree_fault *fault, void *arg), void *arg,
+                   uint64_t *ret_faults, struct error *err);
+
+/* False without hashtree_trust(); else how many data blocks were checked, and how often something
+ * was wrong. */
+bool hashtree_trusted(const struct hashtree *tree, uint64_t *ret_checked, uint64_t *ret_faults);
+
 /* --- Comparing --- */
 
 /*

@@ -24,6 +24,7 @@
  *     nodes.c     nodes kept in memory, and the computation of a single one
  *     device.c    the hash device: reading and writing it
  *     verify.c    checking a hash device against data
+ *     trust.c     believing nothing but a root hash that was given
  */
 
 /* How much a worker reads at a time: small enough to be hashed while it is still in the L2 cache.
@@ -61,6 +62,7 @@ struct hashtree {
     _Atomic uint64_t nodes_computed;
 
     struct keep *keep;           /* NULL: nothing is kept in a file */
+    struct trust *trust;         /* NULL: nobody gave a root hash */
     enum hashtree_method method; /* under lock */
     char reason[512];
     char untracked[512]; /* why changes are not tracked */
@@ -444,3 +446,17 @@ struct node_sink node_store_sink(struct hashtree *tree);
 /* The bytes of one hash block, kept, constant, or computed from what is below. */
 int node_get(struct hashtree *tree, unsigned level, uint64_t index, uint8_t *block,
              struct error *err);
+
+/* --- trust.c --- */
+
+struct trust;
+
+/* What was read has not the digest that it should have. */
+#define TRUST_WRONG 1
+
+void trust_free(struct trust *trust);
+
+/* As node_get(), for a tree with a root hash that was given: -EIO if the node, or one above it, is
+ * not the one that is meant. */
+int trust_node(struct hashtree *tree, unsigned level, uint64_t index, uint8_t *block,
+               struct error *err);
