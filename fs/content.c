@@ -3,6 +3,7 @@
  * The files whose content is text. That of most depends on the root hash, but not their length,
  * which stat has to tell before: it is that of the same text for another root.
  */
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -95,6 +96,51 @@ static int put_number(json_t *object, const char *key, uint64_t value, struct er
     return json_put(object, key, json_integer((json_int_t)value), err);
 }
 
+static uint64_t get(const _Atomic uint64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* {"8": 3, …}: 3 reads that took less than 8 microseconds, and not less than 4. */
+static int latency_json(const struct fs_counters *counters, json_t **ret, struct error *err)
+{
+    _cleanup_json_ json_t *object = json_object();
+    char limit[24];
+
+    if (object == NULL)
+        return error_oom(err);
+    for (unsigned i = 0; i < LATENCY_BUCKETS; i++) {
+        uint64_t count = get(&counters->latency[i]);
+
+        if (count == 0)
+            continue;
+        if (i + 1 < LATENCY_BUCKETS)
+            snprintf(limit, sizeof(limit), "%" PRIu64, UINT64_C(1) << i);
+        else
+            strcpy(limit, "more");
+        int r = put_number(object, limit, count, err);
+        if (r < 0)
+            return r;
+    }
+    *ret = TAKE_PTR(object);
+    return 0;
+}
+
+static int counters_json(const struct fs_counters *counters, json_t *file, struct error *err)
+{
+    json_t *latency = NULL;
+    int r;
+
+    if ((r = put_number(file, "reads", get(&counters->reads), err)) < 0 ||
+        (r = put_number(file, "bytes", get(&counters->bytes), err)) < 0 ||
+        (r = put_number(file, "at_once", get(&counters->at_once), err)) < 0 ||
+        (r = put_number(file, "errors", get(&counters->errors), err)) < 0 ||
+        (r = latency_json(counters, &latency, err)) < 0 ||
+        (r = json_put(file, "latency_us", latency, err)) < 0)
+        return r;
+    return 0;
+}
+
 static int files_json(const struct fs_nodes *nodes, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *files = json_object();
@@ -110,13 +156,9 @@ static int files_json(const struct fs_nodes *nodes, json_t **ret, struct error *
             continue;
         file = json_object();
         r = json_put(files, node->name, file, err);
-        if (r < 0 ||
-            (r = put_number(file, "reads", atomic_load_explicit(&node->reads, memory_order_relaxed),
-                            err)) < 0 ||
-            (r = put_number(file, "bytes", atomic_load_explicit(&node->bytes, memory_order_relaxed),
-                            err)) < 0 ||
-            (r = put_number(file, "errors",
-                            atomic_load_explicit(&node->errors, memory_order_relaxed), err)) < 0)
+        if (r == 0)
+            r = counters_json(&node->counters, file, err);
+        if (r < 0)
             return r;
     }
     *ret = TAKE_PTR(files);

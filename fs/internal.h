@@ -35,6 +35,7 @@
  *     mapped.c   writable files that are mapped into memory
  *     job.c      requests that wait for a build, or for their turn to have hash blocks computed
  *     report.c   what is logged of reads that fail
+ *     counters.c what is counted of reads
  *     content.c  root-hash, table, cmdline, params.json, stats.json
  *
  * Threads: workers take requests and answer them (workers.c). Requests that would hold one of them
@@ -76,6 +77,39 @@ struct fs_detached_options {
 int fs_detached_open(const struct fs_detached_options *options, int *ret_device, int *ret_root,
                      struct error *err);
 
+/* --- counters.c --- */
+
+/* Reads that took less than 1 << i microseconds, from 1 << (i - 1) on; the last one, all that took
+ * longer. */
+#define LATENCY_BUCKETS 25
+
+struct fs_counters {
+    _Atomic uint64_t reads; /* that were answered with bytes */
+    _Atomic uint64_t bytes;
+    _Atomic uint64_t at_once; /* of the reads: that waited neither for a disk nor for their turn */
+    _Atomic uint64_t errors;
+    _Atomic uint64_t latency[LATENCY_BUCKETS];
+};
+
+/* The read that the calling thread is to answer. A job takes it along to the one that does. */
+struct fs_read {
+    uint64_t begun_ns; /* monotonic */
+    bool waited;
+};
+
+/* A read begins, in this thread. */
+void fs_read_begin(void);
+/* It cannot be answered at once. */
+void fs_read_waits(void);
+struct fs_read fs_read_get(void);
+void fs_read_set(struct fs_read read);
+
+struct fs_node;
+
+/* The read is about to be answered: with that many bytes, or with an error. */
+void fs_node_count(struct fs_node *node, uint64_t bytes);
+void fs_node_count_error(struct fs_node *node);
+
 /* --- node.c --- */
 
 enum node_kind {
@@ -97,9 +131,7 @@ struct fs_node {
     const char *target;  /* LINK: name of another node */
     enum text_kind text; /* TEXT */
 
-    _Atomic uint64_t reads;
-    _Atomic uint64_t bytes;
-    _Atomic uint64_t errors;
+    struct fs_counters counters;
 
     unsigned opened;     /* how often; under fs->mapped.lock, and only in a writable mount */
     _Atomic bool mapped; /* the kernel may have pages of it; set to false under that lock */
@@ -123,17 +155,6 @@ struct fs_node *fs_node_get(const struct fs_nodes *nodes, fuse_ino_t ino);
 struct fs_node *fs_node_find(const struct fs_nodes *nodes, const char *name);
 fuse_ino_t fs_node_ino(const struct fs_nodes *nodes, const struct fs_node *node);
 void fs_node_stat(const struct fs_nodes *nodes, const struct fs_node *node, struct stat *ret);
-
-static inline void fs_node_count(struct fs_node *node, uint64_t bytes)
-{
-    atomic_fetch_add_explicit(&node->reads, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&node->bytes, bytes, memory_order_relaxed);
-}
-
-static inline void fs_node_count_error(struct fs_node *node)
-{
-    atomic_fetch_add_explicit(&node->errors, 1, memory_order_relaxed);
-}
 
 /* --- content.c --- */
 

@@ -40,6 +40,7 @@ struct fs_job {
     struct fs *fs;
     fuse_req_t req;
     int channel;
+    struct fs_read read;
     struct fs_node *node;
     bool open; /* else a read of the hash device */
     struct fuse_file_info fi;
@@ -145,6 +146,7 @@ static void job_finish(struct fs_job *job, int code)
 
     fuse_req_interrupt_func(job->req, NULL, NULL);
     fs_set_channel(job->channel);
+    fs_read_set(job->read);
     if (code != 0)
         fuse_reply_err(job->req, code);
     else if (job->open)
@@ -277,6 +279,8 @@ static struct fs_job *job_new(struct fs *fs, fuse_req_t req, struct fs_node *nod
     job->fs = fs;
     job->req = req;
     job->channel = fs_channel();
+    job->read = fs_read_get();
+    job->read.waited = true;
     job->node = node;
     job->entering = true;
     fuse_req_interrupt_func(req, interrupt, job);

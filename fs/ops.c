@@ -312,6 +312,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
     struct fs_node *node = fs_node_get(&fs->nodes, ino);
     uint64_t offset = (uint64_t)off;
 
+    fs_read_begin();
     if (node == NULL || off < 0) {
         fuse_reply_err(req, EINVAL);
         return;

@@ -177,6 +177,7 @@ void fs_worker_slow(void)
 {
     struct fs_worker *worker = this_worker, *next;
 
+    fs_read_waits();
     if (worker == NULL || !worker->has_place)
         return;
     struct fs_workers *workers = &worker->fs->workers;
