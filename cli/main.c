@@ -114,6 +114,14 @@ static int run_command(const struct cli_command *command, int argc, char **argv,
     return flush_stdout(r);
 }
 
+static int run_mount(const struct cli_command *command, int argc, char **argv, struct error *err)
+{
+    struct cli_options options = {0};
+
+    (void)err; /* was told */
+    return run_command(command, argc, argv, &options);
+}
+
 /* Descriptors 0 to 2 that are closed would be given to the files that we open next, and what is
  * printed would go into those. In their place comes something that can be neither read from nor
  * written to. */
@@ -142,6 +150,10 @@ int main(int argc, char **argv)
     /* A limit of file sizes (RLIMIT_FSIZE) is then an error of the write, EFBIG. */
     (void)signal(SIGXFSZ, SIG_IGN);
 
+    if (argc > 0 && cli_is_mount_helper(argc, argv)) {
+        int r = cli_mount_helper(argc, argv, run_mount, &err);
+        return r < 0 ? report(&err, &cmd_mount) : r;
+    }
     for (i = 1; i < argc && argv[i][0] == '-'; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             print_help();

@@ -15,20 +15,25 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/notify.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/units.h"
 #include "fs/fs.h"
 #include "image/write.h"
+
+#define IDLE_MAX (366u * 86400) /* seconds */
 
 struct mount_context {
     bool foreground;
     const char *overlay;
     const char *root_hash;   /* that data has to have; or NULL */
     const char *hash_device; /* or NULL */
+    unsigned idle_seconds;   /* 0: for ever */
     char options[4096];      /* of -o */
 };
 
-enum { OPT_FOREGROUND, OPT_OPTIONS, OPT_OVERLAY, OPT_ROOT_HASH, OPT_HASH_DEVICE };
+enum { OPT_FOREGROUND, OPT_OPTIONS, OPT_OVERLAY, OPT_ROOT_HASH, OPT_HASH_DEVICE, OPT_IDLE };
 
 static const struct cli_option mount_own_options[] = {
     [OPT_FOREGROUND] = {"foreground", 'f', NULL, "stay in the foreground, log to stderr"},
@@ -37,8 +42,22 @@ static const struct cli_option mount_own_options[] = {
     [OPT_ROOT_HASH] = {"verify-root-hash", 0, "HEX",
                        "check all data against this root hash before it is served"},
     [OPT_HASH_DEVICE] = {"hash-device", 0, "FILE", "with the hashes from this hash device"},
+    [OPT_IDLE] = {"idle-timeout", 0, "SECONDS", "unmount when it was not used for so long"},
     {0},
 };
+
+static int parse_idle(const char *argument, unsigned *ret, struct error *err)
+{
+    uint64_t seconds;
+
+    int r = parse_u64(argument, "--idle-timeout", &seconds, err);
+    if (r < 0)
+        return r;
+    if (seconds > IDLE_MAX)
+        return error_set(err, EINVAL, "--idle-timeout: '%s' is more than %u", argument, IDLE_MAX);
+    *ret = (unsigned)seconds;
+    return 0;
+}
 
 static int mount_option(size_t index, const char *argument, void *context, struct error *err)
 {
@@ -61,6 +80,8 @@ static int mount_option(size_t index, const char *argument, void *context, struc
         mount->hash_device = argument;
         return 0;
     }
+    if (index == OPT_IDLE)
+        return parse_idle(argument, &mount->idle_seconds, err);
     int n = snprintf(mount->options + used, sizeof(mount->options) - used, "%s%s",
                      used > 0 ? "," : "", argument);
     if (n < 0 || (size_t)n >= sizeof(mount->options) - used)
@@ -103,6 +124,8 @@ struct server {
     const struct cli_target *target;
     struct hashtree *tree;
     bool verified;
+    unsigned idle_seconds;
+    int notify; /* of notify_open() */
     int report; /* pipe to the waiting parent; -1 in the foreground */
     const struct descriptors *inherited;
     struct fs *fs;
@@ -161,10 +184,20 @@ static void leave_terminal(const struct descriptors *inherited)
     }
 }
 
+/* Also of a daemon, for `Type=notify` with `NotifyAccess=all`. */
+static void tell_ready(const struct server *server)
+{
+    char state[64];
+
+    snprintf(state, sizeof(state), "READY=1\nMAINPID=%ld", (long)getpid());
+    notify_send(server->notify, state);
+}
+
 static void on_ready(void *arg)
 {
     struct server *server = arg;
 
+    tell_ready(server);
     if (server->report < 0)
         return;
     leave_terminal(server->inherited);
@@ -234,6 +267,7 @@ static int serve(struct server *server, bool foreground, struct error *err)
         .data = target->partition,
         .tree = server->tree,
         .verified = server->verified,
+        .idle_seconds = server->idle_seconds,
         .mount_options = server->mount_options,
         .ready = on_ready,
         .build_started = foreground && !server->cli->quiet ? on_build_started : NULL,
@@ -251,6 +285,7 @@ static int serve(struct server *server, bool foreground, struct error *err)
     signalled_fs = fs;
     sigprocmask(SIG_UNBLOCK, &signals, NULL);
     r = fs_serve(fs, err);
+    notify_send(server->notify, "STOPPING=1");
     sigprocmask(SIG_BLOCK, &signals, NULL);
     signalled_fs = NULL;
     if (r == FS_ABANDONED)
@@ -404,7 +439,7 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
     struct cli_options absolute = *options;
     _cleanup_free_ char *directory = NULL, *tree_path = NULL;
     _cleanup_target_ struct cli_target target = {0};
-    _cleanup_close_ int hash_fd = -1;
+    _cleanup_close_ int hash_fd = -1, notify = -1;
     _cleanup_(hashtree_free_cleanup) struct hashtree *tree = NULL;
     struct descriptors inherited;
 
@@ -425,6 +460,7 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
     if (r < 0)
         return r;
     absolute.superblock = true;
+    notify = notify_open();
     struct server server = {
         .cli = &absolute,
         .mount_options = mount->options,
@@ -432,6 +468,8 @@ static int mount_run(const struct cli_options *options, int argc, char **argv, v
         .target = &target,
         .tree = tree,
         .verified = mount->root_hash != NULL,
+        .idle_seconds = mount->idle_seconds,
+        .notify = notify,
         .report = -1,
         .inherited = &inherited,
     };

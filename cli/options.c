@@ -105,6 +105,22 @@ static bool command_has(const struct cli_command *command, size_t shared)
     return group == 0 || (command->groups & group) != 0;
 }
 
+static bool is_named(const struct cli_option *option, const char *name, size_t length)
+{
+    return strlen(option->name) == length && strncmp(option->name, name, length) == 0;
+}
+
+bool cli_has_option(const struct cli_command *command, const char *name, size_t length)
+{
+    for (size_t i = 0; i < SHARED_COUNT; i++)
+        if (command_has(command, i) && is_named(&shared_options[i].option, name, length))
+            return true;
+    for (const struct cli_option *o = command->options; o != NULL && o->name != NULL; o++)
+        if (is_named(o, name, length))
+            return true;
+    return false;
+}
+
 /* --- Help --- */
 
 static void print_option(const struct cli_option *option)

@@ -40,7 +40,8 @@ struct fs_options {
     struct hashtree *tree;        /* over the data partition */
     bool verified;                /* check data before it is served: hashtree_trust() was called */
     const char *mount_options;    /* of -o, comma-separated, as fs_check_options() takes; or NULL */
-    unsigned threads;             /* that serve requests; 0: a default after the number of CPUs */
+    unsigned idle_seconds; /* end when nothing was asked for so long, with no file open; or 0 */
+    unsigned threads;      /* that serve requests; 0: a default after the number of CPUs */
 
     /* All may be NULL; called from threads of the fs with `arg`. */
     void (*ready)(void *arg); /* once, when requests are answered */

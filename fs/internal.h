@@ -426,8 +426,10 @@ struct fs {
     struct fs_workers workers;
     pthread_t prober; /* tells when requests are answered */
     bool prober_started;
-    sem_t wake;        /* posted when serving has to end */
-    _Atomic bool stop; /* serving has to end */
+    _Atomic bool asked;          /* a request came since somebody set this to false */
+    _Atomic unsigned open_files; /* opens without a release */
+    sem_t wake;                  /* posted when serving has to end */
+    _Atomic bool stop;           /* serving has to end */
     bool abandoned;
     bool writable; /* the image has an overlay that takes writes */
 };

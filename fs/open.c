@@ -66,9 +66,12 @@ void fs_reply_open(fuse_req_t req, struct fs_node *node, const struct fuse_file_
     if (fs_node_writable(fs, node))
         out.open_flags |= FOPEN_PARALLEL_DIRECT_WRITES;
     fs_mapped_open(fs, node);
-    if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0)
+    atomic_fetch_add(&fs->open_files, 1);
+    if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0) {
         /* Nobody waits for it any more, and there will be no release. */
         fs_mapped_release(fs, node);
+        atomic_fetch_sub(&fs->open_files, 1);
+    }
 }
 
 void fs_reply_open_text(fuse_req_t req, struct fs_node *node, char *text,
@@ -85,7 +88,10 @@ void fs_reply_open_text(fuse_req_t req, struct fs_node *node, char *text,
     }
     opened.fh = (uintptr_t)snapshot;
     opened.direct_io = 1; /* it is not what others may have read; nor is the size of stats known */
-    if (fuse_reply_open(req, &opened) < 0)
+    atomic_fetch_add(&fs->open_files, 1);
+    if (fuse_reply_open(req, &opened) < 0) {
         /* Nobody waits for it any more, and there will be no release. */
         fs_snapshot_free(fs, snapshot);
+        atomic_fetch_sub(&fs->open_files, 1);
+    }
 }

@@ -249,6 +249,7 @@ static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
         fs_snapshot_free(fs, (struct fs_snapshot *)(uintptr_t)fi->fh);
     else if (node != NULL)
         fs_mapped_release(fs, node);
+    atomic_fetch_sub(&fs->open_files, 1);
     fuse_reply_err(req, 0);
 }
 

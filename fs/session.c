@@ -4,6 +4,7 @@
  * unmounted or fs_stop() is called.
  */
 #include <assert.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -286,12 +287,42 @@ static void end(struct fs *fs)
         pthread_join(fs->prober, NULL);
 }
 
+/* So many times in the idle time somebody looks whether there were requests. */
+#define IDLE_LOOKS 4
+
+/* Waits until serving has to end. A directory that somebody works in is no reason to stay. */
+static void wait_for_end(struct fs *fs)
+{
+    uint64_t step_ms = (uint64_t)fs->options.idle_seconds * 1000 / IDLE_LOOKS;
+    unsigned quiet = 0;
+
+    while (!atomic_load(&fs->stop) && quiet < IDLE_LOOKS) {
+        struct timespec until;
+
+        if (fs->options.idle_seconds == 0) {
+            sem_wait(&fs->wake);
+            continue;
+        }
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec += (time_t)(step_ms / 1000);
+        until.tv_nsec += (long)(step_ms % 1000) * 1000000;
+        if (until.tv_nsec >= 1000000000) {
+            until.tv_sec++;
+            until.tv_nsec -= 1000000000;
+        }
+        if (sem_clockwait(&fs->wake, CLOCK_MONOTONIC, &until) == 0 || errno != ETIMEDOUT)
+            continue;
+        bool asked = atomic_exchange(&fs->asked, false);
+        quiet = asked || atomic_load(&fs->open_files) > 0 ? 0 : quiet + 1;
+    }
+}
+
 int fs_serve(struct fs *fs, struct error *err)
 {
     int r = start_threads(fs, err);
 
-    while (r == 0 && !atomic_load(&fs->stop))
-        sem_wait(&fs->wake);
+    if (r == 0)
+        wait_for_end(fs);
     end(fs);
     if (r < 0)
         return r;

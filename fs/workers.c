@@ -253,6 +253,8 @@ static void *worker_run(void *arg)
             continue;
         if (r <= 0)
             break;
+        if (!atomic_load_explicit(&worker->fs->asked, memory_order_relaxed))
+            atomic_store_explicit(&worker->fs->asked, true, memory_order_relaxed);
         fuse_session_process_buf(session, &worker->buf);
     }
     pthread_cleanup_pop(1);
