@@ -30,7 +30,7 @@ command -v qcowmount >/dev/null && peers+=(qcowmount)
 packed_raw() { tar -cf - -C /usr bin lib share 2>/dev/null | head -c 512M >"$1" || true; }
 packed_of() { qemu-img convert -q -c -f raw -O qcow2 -o "compression_type=$1" "$images/packed.raw" "$2"; }
 root_of() { root "$qverity" hash -q --no-tree -p disk "$images/dense.raw" >"$1"; }
-large_of() { scattered_image 32768 500G compat=1.1 "$1"; }
+large_of() { scattered_image 32768 $((500 * GiB)) compat=1.1 "$1"; }
 
 image_dense_qcow2
 image dense.root root_of
