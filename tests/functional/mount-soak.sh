@@ -9,7 +9,7 @@ require qemu-img fusermount3 sfdisk python3
 faultfs=${QVERITY_TOOLS:-$top/build/tests/tools}/faultfs
 [ -x "$faultfs" ] || skip_all "faultfs was not built"
 soak=$top/tests/functional/mount-soak.py
-seconds=${SOAK_SECONDS:-3}
+seconds=${SOAK_SECONDS:-2}
 
 until_true() # SECONDS COMMAND…
 {
