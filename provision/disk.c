@@ -223,6 +223,27 @@ int disk_fill(struct build *build, const struct disk_filesystem *filesystem, str
 
 /* --- Images --- */
 
+int disk_overlay(struct build *build, const char *base, const char *base_format, uint64_t size,
+                 const char *path, struct error *err)
+{
+    _cleanup_argv_ struct argv argv = ARGV_INIT;
+
+    argv_add(&argv, "qemu-img");
+    argv_add(&argv, "create");
+    argv_add(&argv, "-q");
+    argv_add(&argv, "-f");
+    argv_add(&argv, "qcow2");
+    argv_add(&argv, "-b");
+    argv_add(&argv, base);
+    argv_add(&argv, "-F");
+    argv_add(&argv, base_format);
+    argv_add(&argv, path);
+    if (size != 0)
+        argv_addf(&argv, "%llu", (unsigned long long)size);
+    int r = argv_check(&argv, err);
+    return r < 0 ? r : build_exec(build, argv.items, err);
+}
+
 int disk_convert(struct build *build, const char *raw, const char *compress, const char *path,
                  struct error *err)
 {

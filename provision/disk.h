@@ -71,6 +71,10 @@ struct disk_filesystem {
 int disk_fill(struct build *build, const struct disk_filesystem *filesystem, struct source *source,
               const struct filter *filter, struct error *err);
 
+/* Makes a qcow2 overlay of an image. `size`: bytes that its disk has; 0: as many as the image's. */
+int disk_overlay(struct build *build, const char *base, const char *base_format, uint64_t size,
+                 const char *path, struct error *err);
+
 /* Makes a qcow2 image of a raw one, which goes. The image appears at `path` when it is whole. */
 int disk_convert(struct build *build, const char *raw, const char *compress, const char *path,
                  struct error *err);

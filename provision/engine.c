@@ -7,6 +7,7 @@
 
 #include "common/log.h"
 #include "common/units.h"
+#include "provision/disk.h"
 #include "provision/guest.h"
 #include "provision/keys.h"
 #include "provision/log.h"
@@ -210,11 +211,16 @@ int build_interrupted(const struct build *build, struct error *err)
     return 0;
 }
 
-/* A path moves into the build. */
-static void set_path(char **to, char **path)
+void build_set_tree(struct build *build, char **path)
 {
-    free(*to);
-    *to = TAKE_PTR(*path);
+    free(build->tree);
+    build->tree = TAKE_PTR(*path);
+}
+
+void build_set_image(struct build *build, char **path)
+{
+    free(build->image);
+    build->image = TAKE_PTR(*path);
 }
 
 static int copy_tree(struct build *build, struct error *err)
@@ -229,7 +235,7 @@ static int copy_tree(struct build *build, struct error *err)
     int r = build_exec(build, argv, err);
     if (r < 0)
         return error_prefix(err, "copying the tree");
-    set_path(&build->tree, &path);
+    build_set_tree(build, &path);
     return 0;
 }
 
@@ -239,21 +245,10 @@ static int make_overlay(struct build *build, struct error *err)
 
     if (path == NULL)
         return error_oom(err);
-    char *const argv[] = {(char *)"qemu-img",
-                          (char *)"create",
-                          (char *)"-q",
-                          (char *)"-f",
-                          (char *)"qcow2",
-                          (char *)"-b",
-                          build->image,
-                          (char *)"-F",
-                          (char *)"qcow2",
-                          path,
-                          NULL};
-    int r = build_exec(build, argv, err);
+    int r = disk_overlay(build, build->image, "qcow2", 0, path, err);
     if (r < 0)
         return error_prefix(err, "making an overlay");
-    set_path(&build->image, &path);
+    build_set_image(build, &path);
     return 0;
 }
 
@@ -267,7 +262,7 @@ static int move_guest(struct build *build, struct error *err)
     int r = guest_change_disk(build->guest, path, err);
     if (r < 0)
         return error_prefix(err, "making an overlay");
-    set_path(&build->image, &path);
+    build_set_image(build, &path);
     return 0;
 }
 
@@ -446,7 +441,10 @@ static int restore(struct build *build, size_t i, struct error *err)
         if (path == NULL)
             return error_oom(err);
     }
-    set_path(build->place == PLACE_TREE ? &build->tree : &build->image, &path);
+    if (build->place == PLACE_TREE)
+        build_set_tree(build, &path);
+    else
+        build_set_image(build, &path);
     return 0;
 }
 

@@ -157,6 +157,10 @@ int place_capture(struct build *build, char *const *argv, char **ret, struct err
 char *build_path(const struct build *build, const char *name);
 char *step_path(const struct build *build, const char *name);
 
+/* From now on the system is in the tree, or the image, at *path, which moves into the build. */
+void build_set_tree(struct build *build, char **path);
+void build_set_image(struct build *build, char **path);
+
 /* A line for the log and for whoever looks on. */
 void build_say(struct build *build, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -11,26 +11,18 @@
  * `kernel` QEMU starts one itself: the newest of the image, or a file.
  */
 
-#define MIB (UINT64_C(1024) * 1024)
+struct boot_step {
+    char *kernel; /* "new": the newest one of the image; else a file; NULL: the disk boots */
+    char *initrd, *append, *user;
+    struct step_machine machine;
+    uint64_t timeout;
+};
 
 static const struct field fields[] = {
     {.name = "kernel", .type = FIELD_TEXT, .offset = offsetof(struct boot_step, kernel)},
     {.name = "initrd", .type = FIELD_FILE, .offset = offsetof(struct boot_step, initrd)},
     {.name = "append", .type = FIELD_TEXT, .offset = offsetof(struct boot_step, append)},
-    {.name = "ovmf", .type = FIELD_FILE, .offset = offsetof(struct boot_step, ovmf)},
-    {.name = "ovmf-code", .type = FIELD_FILE, .offset = offsetof(struct boot_step, code)},
-    {.name = "ovmf-vars", .type = FIELD_FILE, .offset = offsetof(struct boot_step, vars)},
-    {.name = "memory",
-     .type = FIELD_SIZE,
-     .offset = offsetof(struct boot_step, memory),
-     .initial = 2048 * MIB,
-     .minimum = 16 * MIB},
-    {.name = "cpus",
-     .type = FIELD_COUNT,
-     .offset = offsetof(struct boot_step, cpus),
-     .initial = 2,
-     .minimum = 1,
-     .maximum = 4096},
+    MACHINE_FIELDS(struct boot_step, machine, 2048 * MACHINE_MIB),
     {.name = "user", .type = FIELD_TEXT, .offset = offsetof(struct boot_step, user)},
     {.name = "timeout",
      .type = FIELD_SECONDS,
@@ -39,6 +31,25 @@ static const struct field fields[] = {
      .minimum = 1},
     {0},
 };
+
+void machine_check(struct checker *checker, const struct step *step,
+                   const struct step_machine *machine)
+{
+    if (machine->memory % MACHINE_MIB != 0)
+        checker_problem(checker, step, 0, "memory: is no multiple of 1M");
+    if (machine->vars != NULL && machine->code == NULL)
+        checker_problem(checker, step, 0, "ovmf-vars: needs ovmf-code");
+    if (machine->ovmf != NULL && machine->code != NULL)
+        checker_problem(checker, step, 0, "ovmf and ovmf-code: only one of them");
+}
+
+void machine_apply(const struct step_machine *machine, struct guest_options *guest)
+{
+    guest->memory = machine->memory;
+    guest->cpus = (unsigned)machine->cpus;
+    guest->firmware = (struct machine_firmware){
+        .bios = machine->ovmf, .code = machine->code, .vars = machine->vars};
+}
 
 static bool is_new(const struct boot_step *options)
 {
@@ -49,8 +60,7 @@ static void check(struct checker *checker, struct step *step)
 {
     const struct boot_step *options = step->options;
 
-    if (options->memory % MIB != 0)
-        checker_problem(checker, step, 0, "memory: is no multiple of 1M");
+    machine_check(checker, step, &options->machine);
     if (options->kernel == NULL && (options->initrd != NULL || options->append != NULL))
         checker_problem(checker, step, 0, "%s: needs kernel",
                         options->initrd != NULL ? "initrd" : "append");
@@ -60,10 +70,6 @@ static void check(struct checker *checker, struct step *step)
                         "know its root");
     if (is_new(options) && options->initrd != NULL)
         checker_problem(checker, step, 0, "initrd: the image's kernel has its own");
-    if (options->vars != NULL && options->code == NULL)
-        checker_problem(checker, step, 0, "ovmf-vars: needs ovmf-code");
-    if (options->ovmf != NULL && options->code != NULL)
-        checker_problem(checker, step, 0, "ovmf and ovmf-code: only one of them");
     if (options->user != NULL && !owner_is_good(options->user))
         checker_problem(checker, step, 0, "user: '%s' cannot be one", options->user);
 }
@@ -113,9 +119,6 @@ static int run(struct build *build, struct step *step, struct error *err)
     _cleanup_(build_boot_clear_cleanup) struct build_boot boot = {0};
     struct guest_options guest = {
         .image = build->image,
-        .memory = options->memory,
-        .cpus = (unsigned)options->cpus,
-        .firmware = {.bios = options->ovmf, .code = options->code, .vars = options->vars},
         .initrd = options->initrd,
         .append = options->append,
         .ssh = true,
@@ -125,6 +128,7 @@ static int run(struct build *build, struct step *step, struct error *err)
     int r = find_seed(build, &seed, err);
     if (r < 0)
         return r;
+    machine_apply(&options->machine, &guest);
     guest.seed = seed;
     if (is_new(options)) {
         r = find_kernel(build, &guest, &boot, err);
@@ -166,7 +170,7 @@ static int plan(const struct build *build, const struct step *step, struct plan_
     char memory[FORMAT_SIZE_MAX];
 
     return plan_action(plan, err, "a guest with %s of memory, %s, then SSH as %s",
-                       format_size(options->memory, memory),
+                       format_size(options->machine.memory, memory),
                        is_new(options)           ? "on the newest kernel of the image"
                        : options->kernel != NULL ? options->kernel
                                                  : "from its disk",

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <string.h>
 
-#include "common/io.h"
 #include "provision/iso.h"
 #include "provision/steps.h"
 #include "provision/template.h"
@@ -12,8 +11,6 @@
  * at its first boot. It learns what to do from a second disk, the NoCloud seed: an ISO with the
  * label CIDATA, which the first `boot` attaches.
  */
-
-#define ANSWERS_MAX (1024 * 1024)
 
 struct cloud_step {
     char *image, *user_data, *meta_data;
@@ -50,23 +47,8 @@ static const char default_user_data[] = "#cloud-config\n"
                                         "  ed25519_private: |\n"
                                         "    @HOST_PRIVATE_KEY@\n"
                                         "  ed25519_public: @HOST_KEY@\n";
-static const char default_meta_data[] = "instance-id: qverity-build\n";
-
 /* cloud-init remembers the instance: what it did once for it is not done again. */
-
-static int fill(struct build *build, const char *path, const char *usual, char **ret,
-                struct error *err)
-{
-    _cleanup_free_ char *text = NULL;
-    const struct keys *keys;
-
-    int r = keys_get(build, &keys, err);
-    if (r == 0 && path != NULL)
-        r = io_read_file(path, ANSWERS_MAX, &text, NULL, err);
-    if (r == 0)
-        r = template_fill(text != NULL ? text : usual, keys, build->recipe->epoch, ret, err);
-    return r;
-}
+static const char default_meta_data[] = "instance-id: qverity-build\n";
 
 static int make_seed(struct build *build, const struct cloud_step *options, struct error *err)
 {
@@ -76,9 +58,9 @@ static int make_seed(struct build *build, const struct cloud_step *options, stru
         return error_oom(err);
     int r = keys_make(build, err);
     if (r == 0)
-        r = fill(build, options->user_data, default_user_data, &user, err);
+        r = template_file(build, options->user_data, default_user_data, &user, err);
     if (r == 0)
-        r = fill(build, options->meta_data, default_meta_data, &meta, err);
+        r = template_file(build, options->meta_data, default_meta_data, &meta, err);
     if (r < 0)
         return r;
     const struct iso_text texts[] = {{"user-data", user}, {"meta-data", meta}};
@@ -86,30 +68,16 @@ static int make_seed(struct build *build, const struct cloud_step *options, stru
     return r < 0 ? r : sync_path(path, err);
 }
 
-/* An overlay: the image that was given is never written to. */
+/* The image that was given is never written to. */
 static int make_disk(struct build *build, const struct step *step, const char *path,
                      struct error *err)
 {
     const struct cloud_step *options = step->options;
     const struct step *disk = recipe_step(build->recipe, step, "disk");
-    char size[24];
+    const struct disk_options *given = disk != NULL ? disk->options : NULL;
 
-    if (disk != NULL)
-        snprintf(size, sizeof(size), "%llu",
-                 (unsigned long long)((const struct disk_options *)disk->options)->size);
-    char *const argv[] = {(char *)"qemu-img",
-                          (char *)"create",
-                          (char *)"-q",
-                          (char *)"-f",
-                          (char *)"qcow2",
-                          (char *)"-b",
-                          options->image,
-                          (char *)"-F",
-                          (char *)formats[options->format],
-                          (char *)path,
-                          disk != NULL ? size : NULL,
-                          NULL};
-    return build_exec(build, argv, err);
+    return disk_overlay(build, options->image, formats[options->format],
+                        given != NULL ? given->size : 0, path, err);
 }
 
 static int run(struct build *build, struct step *step, struct error *err)
@@ -123,8 +91,7 @@ static int run(struct build *build, struct step *step, struct error *err)
         r = make_seed(build, step->options, err);
     if (r < 0)
         return r;
-    free(build->image);
-    build->image = TAKE_PTR(disk);
+    build_set_image(build, &disk);
     return 0;
 }
 

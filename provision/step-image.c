@@ -84,8 +84,7 @@ static int run(struct build *build, struct step *step, struct error *err)
     r = remove_all(build->tree, err);
     if (r < 0)
         return r;
-    free(build->image);
-    build->image = TAKE_PTR(path);
+    build_set_image(build, &path);
     return 0;
 }
 

@@ -2,7 +2,6 @@
 #include <regex.h>
 #include <string.h>
 
-#include "common/io.h"
 #include "common/units.h"
 #include "provision/guest.h"
 #include "provision/http.h"
@@ -20,15 +19,14 @@
  * nothing leads to it.
  */
 
-#define MIB (UINT64_C(1024) * 1024)
-#define ANSWERS_MAX (1024 * 1024)
 #define HOST_OF_GUEST "10.0.2.2"
 #define URL "@URL@"
 
 struct iso_step {
     char *iso, *kernel, *initrd, *append, *user_data, *meta_data, *vendor_data, *preseed;
-    char *ovmf, *code, *vars, *failure;
-    uint64_t memory, cpus, timeout;
+    char *failure;
+    struct step_machine machine;
+    uint64_t timeout;
 };
 
 #define TEXT_FIELD(field_name, member)                                                        \
@@ -52,21 +50,8 @@ static const struct field fields[] = {
     FILE_FIELD("meta-data", meta_data),
     FILE_FIELD("vendor-data", vendor_data),
     FILE_FIELD("preseed", preseed),
-    FILE_FIELD("ovmf", ovmf),
-    FILE_FIELD("ovmf-code", code),
-    FILE_FIELD("ovmf-vars", vars),
     TEXT_FIELD("failure", failure),
-    {.name = "memory",
-     .type = FIELD_SIZE,
-     .offset = offsetof(struct iso_step, memory),
-     .initial = 8192 * MIB,
-     .minimum = 16 * MIB},
-    {.name = "cpus",
-     .type = FIELD_COUNT,
-     .offset = offsetof(struct iso_step, cpus),
-     .initial = 2,
-     .minimum = 1,
-     .maximum = 4096},
+    MACHINE_FIELDS(struct iso_step, machine, 8192 * MACHINE_MIB),
     {.name = "timeout",
      .type = FIELD_SECONDS,
      .offset = offsetof(struct iso_step, timeout),
@@ -98,12 +83,7 @@ static void check(struct checker *checker, struct step *step)
     if (options->append != NULL && strstr(options->append, URL) == NULL)
         checker_problem(checker, step, 0,
                         "append: has no " URL ", in whose place the answers' address goes");
-    if (options->memory % MIB != 0)
-        checker_problem(checker, step, 0, "memory: is no multiple of 1M");
-    if (options->vars != NULL && options->code == NULL)
-        checker_problem(checker, step, 0, "ovmf-vars: needs ovmf-code");
-    if (options->ovmf != NULL && options->code != NULL)
-        checker_problem(checker, step, 0, "ovmf and ovmf-code: only one of them");
+    machine_check(checker, step, &options->machine);
     if (options->failure == NULL)
         return;
     if (regcomp(&regex, options->failure, REG_EXTENDED | REG_NOSUB) != 0)
@@ -136,15 +116,9 @@ DEFINE_CLEANUP_INPLACE(struct answers, answers_clear);
 static int add_answer(struct build *build, struct answers *answers, const char *name,
                       const char *path, struct error *err)
 {
-    _cleanup_free_ char *text = NULL;
-    const struct keys *keys;
     char *filled;
 
-    int r = keys_get(build, &keys, err);
-    if (r == 0)
-        r = path != NULL ? io_read_file(path, ANSWERS_MAX, &text, NULL, err) : 0;
-    if (r == 0)
-        r = template_fill(text != NULL ? text : "", keys, build->recipe->epoch, &filled, err);
+    int r = template_file(build, path, "", &filled, err);
     if (r < 0)
         return r;
     answers->texts[answers->count] = filled;
@@ -236,17 +210,15 @@ static int run_installer(struct build *build, const struct iso_step *options, co
         r = make_append(options, http, &append, err);
     if (r < 0)
         return r;
-    const struct guest_options machine = {
+    struct guest_options machine = {
         .image = disk,
-        .memory = options->memory,
-        .cpus = (unsigned)options->cpus,
-        .firmware = {.bios = options->ovmf, .code = options->code, .vars = options->vars},
         .kernel = kernel,
         .initrd = initrd,
         .append = append,
         .cdrom = options->iso,
         .failure = options->failure,
     };
+    machine_apply(&options->machine, &machine);
     r = guest_start(build, &machine, &guest, err);
     if (r < 0)
         return r;
@@ -282,8 +254,7 @@ static int run(struct build *build, struct step *step, struct error *err)
         r = run_installer(build, options, disk, kernel, initrd, err);
     if (r < 0)
         return r;
-    free(build->image);
-    build->image = TAKE_PTR(disk);
+    build_set_image(build, &disk);
     return 0;
 }
 
@@ -295,7 +266,7 @@ static int plan(const struct build *build, const struct step *step, struct plan_
 
     (void)build;
     return plan_action(plan, err, "a guest with %s of memory boots %s with the answers of %s",
-                       format_size(options->memory, memory), options->iso,
+                       format_size(options->machine.memory, memory), options->iso,
                        options->preseed != NULL ? options->preseed : options->user_data);
 }
 

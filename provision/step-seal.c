@@ -157,8 +157,7 @@ static int run(struct build *build, struct step *step, struct error *err)
         r = put_report(build, sealer, path, before, err);
     if (r < 0)
         return r;
-    free(build->image);
-    build->image = TAKE_PTR(path);
+    build_set_image(build, &path);
     return 0;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "provision/disk.h"
+#include "provision/guest.h"
 #include "provision/internal.h"
 
 /* All kinds of steps; each is in step-NAME.c, and stands in the table of steps.c. */
@@ -12,12 +13,31 @@ extern const struct step_type step_boot, step_cloud, step_copy, step_iso, step_d
 /* In the folder of `install: cloud-image`: what the first boot has as second disk. */
 #define SEED_NAME "seed.iso"
 
-/* What the step `boot` says. */
-struct boot_step {
-    char *kernel; /* "new": the newest one of the image; else a file; NULL: the disk boots */
-    char *initrd, *append, *ovmf, *code, *vars, *user;
-    uint64_t memory, cpus, timeout;
+/* What steps that run a guest say of its machine: the keys are those of MACHINE_FIELDS(). */
+struct step_machine {
+    char *ovmf, *code, *vars; /* files, or NULL */
+    uint64_t memory, cpus;    /* bytes, number */
 };
+
+#define MACHINE_MIB (UINT64_C(1024) * 1024)
+/* Of a structure that has a struct step_machine as its `member`. */
+/* clang-format off */
+#define MACHINE_FIELDS(structure, member, memory_size)                                            \
+    {.name = "ovmf", .type = FIELD_FILE, .offset = offsetof(structure, member.ovmf)},             \
+    {.name = "ovmf-code", .type = FIELD_FILE, .offset = offsetof(structure, member.code)},        \
+    {.name = "ovmf-vars", .type = FIELD_FILE, .offset = offsetof(structure, member.vars)},        \
+    {.name = "memory", .type = FIELD_SIZE, .offset = offsetof(structure, member.memory),          \
+     .initial = (memory_size), .minimum = 16 * MACHINE_MIB},                                      \
+    {.name = "cpus", .type = FIELD_COUNT, .offset = offsetof(structure, member.cpus),             \
+     .initial = 2, .minimum = 1, .maximum = 4096}
+/* clang-format on */
+
+/* Checks what the table cannot say. */
+void machine_check(struct checker *checker, const struct step *step,
+                   const struct step_machine *machine);
+
+/* Copies it to what a guest is started with. */
+void machine_apply(const struct step_machine *machine, struct guest_options *guest);
 
 /* USER or USER:GROUP, names or numbers. */
 bool owner_is_good(const char *owner);

@@ -4,6 +4,10 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "common/io.h"
+
+#define FILE_MAX (1024 * 1024)
+
 /* A value; its lines but the first behind `indentation` bytes of `line`. */
 static void put_value(FILE *file, const char *value, const char *line, size_t indentation)
 {
@@ -59,4 +63,18 @@ int template_fill(const char *text, const struct keys *keys, uint64_t epoch, cha
     }
     *ret = filled;
     return 0;
+}
+
+int template_file(struct build *build, const char *path, const char *usual, char **ret,
+                  struct error *err)
+{
+    _cleanup_free_ char *text = NULL;
+    const struct keys *keys;
+
+    int r = keys_get(build, &keys, err);
+    if (r == 0 && path != NULL)
+        r = io_read_file(path, FILE_MAX, &text, NULL, err);
+    if (r == 0)
+        r = template_fill(text != NULL ? text : usual, keys, build->recipe->epoch, ret, err);
+    return r;
 }

@@ -10,3 +10,8 @@
  */
 int template_fill(const char *text, const struct keys *keys, uint64_t epoch, char **ret,
                   struct error *err);
+
+/* The same of a file of the recipe, or, if `path` is NULL, of the text `usual`, with the build's
+ * keys. */
+int template_file(struct build *build, const char *path, const char *usual, char **ret,
+                  struct error *err);
