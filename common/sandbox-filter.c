@@ -190,12 +190,12 @@ static int add_rules(scmp_filter_ctx filter)
         {SCMP_SYS(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)},
         /* Threads, and no processes. */
         {SCMP_SYS(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD)},
-        {SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid())},
-        {SCMP_SYS(kill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid())},
+        {SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0)},
+        {SCMP_SYS(kill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0)},
         /* To whom the socket is connected, and nobody else. */
-        {SCMP_SYS(sendto), SCMP_A4(SCMP_CMP_EQ, 0)},
+        {SCMP_SYS(sendto), SCMP_A4(SCMP_CMP_EQ, 0, 0)},
         /* To read limits, not to set them. */
-        {SCMP_SYS(prlimit64), SCMP_A2(SCMP_CMP_EQ, 0)},
+        {SCMP_SYS(prlimit64), SCMP_A2(SCMP_CMP_EQ, 0, 0)},
     };
     int r = 0;
 
