@@ -320,10 +320,10 @@ static int check_root_hash(const struct guest *guest, struct error *err)
 static json_t *disk_json(const struct guest *guest, const char *root_hash)
 {
     const struct verity_params *params = hashtree_params(guest->tree);
+    const uint64_t size = params->data_blocks * params->data_block_size;
 
     return json_pack("{s:s, s:s, s:I, s:i}", "type", "dm_verity", "hash", root_hash, "size",
-                     (json_int_t)(params->data_blocks * params->data_block_size), "partition",
-                     (int)guest->target->partition->number);
+                     (json_int_t)size, "partition", (int)guest->target->partition->number);
 }
 
 static int ovmf_json(const struct ovmf *ovmf, json_t **ret, struct error *err)

@@ -393,6 +393,7 @@ int cli_parse(const struct cli_command *command, int argc, char **argv, struct c
         if (value >= OWN_BASE) {
             r = command->option((size_t)(value - OWN_BASE), optarg, context, err);
         } else {
+            /* cppcheck-suppress arrayIndexOutOfBoundsCond ; long_value() has it of this table */
             enum shared_id id = shared_options[value - SHARED_BASE].id;
             if (id == OPT_HELP) {
                 print_help(command);

@@ -205,7 +205,9 @@ static int build_changes(struct hashtree *tree, const struct change_map *map,
 
     base->changes = &changes;
     base->file = tree->keep != NULL ? keep_file(tree->keep) : NULL;
-    return build_run(tree, base, &sink, ret, err);
+    int r = build_run(tree, base, &sink, ret, err);
+    base->changes = NULL;
+    return r;
 }
 
 /* With the lock held: what a build found, or why it did not. */
