@@ -22,7 +22,7 @@ serve() # FILE: its broken twin is mnt/image
     "$faultfs" "$1" "$T/faults" mnt 2>/dev/null &
     t_kill_later $!
     local i
-    for ((i = 0; i < 100; i++)); do
+    for ((i = 0; i < 1200; i++)); do
         [ -e mnt/image ] && return
         sleep 0.05
     done
