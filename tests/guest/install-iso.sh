@@ -12,7 +12,7 @@
 #   - Docker's and NVIDIA's apt repositories: one of stand-in packages, which is put into the guest;
 #   - one step is added, which plants words in logs, histories and files that are deleted.
 #
-# With QVERITY_TEST_KILL=1 the build is also killed in each step and run again, which takes an hour.
+# With QVERITY_TEST_KILL=1 the installation is also killed once and begun again.
 . "$(dirname "$0")/../functional/lib.sh"
 . "$top/tests/guest/guest.sh"
 . "$top/tests/guest/installer.sh"
