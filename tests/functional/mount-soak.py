@@ -5,7 +5,7 @@
 mount-soak.py SECONDS MOUNT REFERENCE [BROKEN SLOW]: REFERENCE holds a copy of each file. BROKEN and SLOW are START-END,
 bytes of "disk", which is a raw image, so of the image file as well: reads of the former fail, reads of the latter
 take 5 seconds. A read that touches BROKEN may fail and none else; a quarter of the processes read SLOW, and the others
-must not notice.
+must not notice: of their reads, no more than one in a hundred (a machine may be busy) may take seconds.
 """
 import errno
 import mmap
@@ -47,7 +47,7 @@ def read_one(dice, files, buffer, broken, slow, takes_slow):
         offset &= ~4095
         length = (length + 4095) & ~4095
     if slow and file.touches(offset, length + (0 if direct else 4 << 20), slow) and not takes_slow:
-        return 0  # read-ahead would have to do with it, too
+        return 0, False  # read-ahead would have to do with it, too
     begun = time.monotonic()
     what = f"{file.name}: {length} bytes at {offset}, {'direct' if direct else 'buffered'}"
     try:
@@ -55,26 +55,26 @@ def read_one(dice, files, buffer, broken, slow, takes_slow):
     except OSError as error:
         if error.errno != errno.EIO or not file.touches(offset, length, broken):
             raise AssertionError(f"{what}: {error}") from error
-        return 0
+        return 0, False
     took = time.monotonic() - begun
     expected = file.bytes[offset : offset + length]
     if buffer[:got] != expected[:got]:
         raise AssertionError(f"{what}: other bytes")
     if got < len(expected) and not file.touches(offset, length, broken):
         raise AssertionError(f"{what}: only {got} bytes")
-    if slow and not takes_slow and took > PATIENCE:
-        raise AssertionError(f"{what}: took {took:.1f} seconds")
-    return got
+    return got, slow is not None and not takes_slow and took > PATIENCE
 
 
 def run(number, end, files, broken, slow):
     dice = random.Random(number)
     buffer = mmap.mmap(-1, LONGEST + 8192)
-    count = total = 0
+    count = total = late = 0
     while time.monotonic() < end:
-        total += read_one(dice, files, buffer, broken, slow, number % 4 == 0)
+        got, was_late = read_one(dice, files, buffer, broken, slow, number % 4 == 0)
+        total += got
+        late += was_late
         count += 1
-    return f"{count} {total}"
+    return f"{count} {total} {late}"
 
 
 def main():
@@ -98,10 +98,10 @@ def main():
     with open(reader) as lines:
         results = lines.read().splitlines()
     wrong = [line for line in results if not line.startswith("ok ")]
-    reads, total = (sum(int(line.split()[i]) for line in results if line.startswith("ok ")) for i in (1, 2))
-    print(f"{reads} reads, {total} bytes, {len(results)} processes")
+    reads, total, late = (sum(int(line.split()[i]) for line in results if line.startswith("ok ")) for i in (1, 2, 3))
+    print(f"{reads} reads, {total} bytes, {late} late, {len(results)} processes")
     print(*wrong[:5], sep="\n")
-    sys.exit(0 if not wrong and len(results) == PROCESSES and reads >= PROCESSES else 1)
+    sys.exit(0 if not wrong and len(results) == PROCESSES and reads >= PROCESSES and late * 100 <= reads else 1)
 
 
 main()
