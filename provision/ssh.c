@@ -164,7 +164,7 @@ static int command_line(const struct ssh *ssh, const struct guest_command *comma
     int r = argv_check(&argv, err);
     if (r < 0)
         return r;
-    *ret = argv_quote(&argv);
+    *ret = argv_quote_posix(&argv);
     return *ret != NULL ? 0 : error_oom(err);
 }
 

@@ -98,14 +98,6 @@ static void put_escaped(FILE *out, const char *word)
 
 static void put_quoted(FILE *out, const char *word)
 {
-    if (is_plain(word)) {
-        fputs(word, out);
-        return;
-    }
-    if (has_controls(word)) {
-        put_escaped(out, word);
-        return;
-    }
     fputc('\'', out);
     for (; *word != '\0'; word++) {
         if (*word == '\'')
@@ -116,7 +108,7 @@ static void put_quoted(FILE *out, const char *word)
     fputc('\'', out);
 }
 
-char *argv_quote(const struct argv *argv)
+static char *join(const struct argv *argv, bool escape)
 {
     _cleanup_free_ char *line = NULL;
     size_t length;
@@ -127,12 +119,28 @@ char *argv_quote(const struct argv *argv)
     for (size_t i = 0; i < argv->count; i++) {
         if (i > 0)
             fputc(' ', out);
-        put_quoted(out, argv->items[i]);
+        const char *word = argv->items[i];
+        if (is_plain(word))
+            fputs(word, out);
+        else if (escape && has_controls(word))
+            put_escaped(out, word);
+        else
+            put_quoted(out, word);
     }
     bool failed = ferror(out) != 0;
     if (fclose(out) != 0 || failed)
         return NULL;
     return TAKE_PTR(line);
+}
+
+char *argv_quote(const struct argv *argv)
+{
+    return join(argv, true);
+}
+
+char *argv_quote_posix(const struct argv *argv)
+{
+    return join(argv, false);
 }
 
 char *argv_escape_value(const char *value)

@@ -32,10 +32,14 @@ void argv_addf(struct argv *argv, const char *format, ...) __attribute__((format
 void argv_add_pair(struct argv *argv, const char *option, const char *value);
 int argv_check(const struct argv *argv, struct error *err);
 
-/* All items as one line that a POSIX shell splits into the same items. Of a word that has control
- * characters, every byte that is no printable ASCII is escaped, which takes the $'...' of bash and
- * of POSIX 2024. Owned string, NULL when out of memory. */
+/* All items as one line, to be shown, that a shell splits into the same items. Of a word that has
+ * control characters, every byte that is no printable ASCII is escaped, which takes the $'...' of
+ * bash and of POSIX 2024. Owned string, NULL when out of memory. */
 char *argv_quote(const struct argv *argv);
+
+/* The same for a shell that may know nothing newer than POSIX 2001, such as dash, and not to be
+ * shown: control characters stand in it as they are. */
+char *argv_quote_posix(const struct argv *argv);
 
 /* A value for one of QEMU's key=value lists, where a comma is written twice. Owned string, NULL
  * when out of memory. */

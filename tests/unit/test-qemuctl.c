@@ -53,9 +53,8 @@ static void test_quote(void **state)
 }
 
 /* A shell is the judge of the whole: every byte there is, in words of any kind. */
-static void test_quote_by_shell(void **state)
+static void check_quote_by_shell(char *(*quote)(const struct argv *argv), const char *shell_name)
 {
-    (void)state;
     _cleanup_argv_ struct argv argv = ARGV_INIT;
     _cleanup_free_ char *line = NULL, *command = NULL, *expected = NULL, *got = NULL;
     char all[256];
@@ -68,18 +67,26 @@ static void test_quote_by_shell(void **state)
     argv_add(&argv, all);
     argv_add(&argv, "");
     argv_add(&argv, "-n");
-    line = argv_quote(&argv);
+    line = quote(&argv);
     assert_non_null(line);
     assert_true(asprintf(&command, "LC_ALL=C; printf '[%%s]' %s", line) > 0);
     assert_true(asprintf(&expected, "[first][%s][][-n]", all) > 0);
     assert_int_equal(setenv("COMMAND", command, 1), 0);
-    FILE *shell = popen("exec bash -c \"$COMMAND\"", "re");
+    assert_int_equal(setenv("NAME", shell_name, 1), 0);
+    FILE *shell = popen("exec $NAME -c \"$COMMAND\"", "re");
     assert_non_null(shell);
     size = strlen(expected);
     got = calloc(1, size + 2);
     assert_int_equal(fread(got, 1, size + 1, shell), size);
     assert_int_equal(pclose(shell), 0);
     assert_memory_equal(got, expected, size);
+}
+
+static void test_quote_by_shell(void **state)
+{
+    (void)state;
+    check_quote_by_shell(argv_quote, "bash");
+    check_quote_by_shell(argv_quote_posix, "sh");
 }
 
 static void test_argv_grows(void **state)
