@@ -48,10 +48,16 @@ overlays()
 {
     qemu-img info --backing-chain "$1" | grep -c '^image:'
 }
+# What is left of guests. What was killed may take a moment.
 guests()
 {
-    pgrep -af "fake-gues[t].py .*$T"
-    pgrep -af "sshd.*$T/fake-gues[t]"
+    local found
+    for _ in {1..50}; do
+        found=$(pgrep -af "fake-gues[t].py .*$T"; pgrep -af "sshd.*$T/fake-gues[t]")
+        [ -n "$found" ] || return 0
+        sleep 0.1
+    done
+    echo "$found"
 }
 
 # --- All of it ---
@@ -203,10 +209,6 @@ for _ in {1..200}; do
 done
 kill -9 $pid
 wait $pid 2>/dev/null
-for _ in {1..50}; do
-    [ -n "$(guests)" ] || break
-    sleep 0.1
-done
 is "a build that is killed leaves no guest" "$(guests)" ''
 pkill -f "sleep $nap"
 recipe '[sh, -c, "echo second >>/runs"]'
