@@ -5,6 +5,16 @@
 . "$(dirname "$0")/lib.sh"
 require qemu-img qemu-io veritysetup python3
 root() { "$QVERITY" "$@" -p disk 2>/dev/null | sed -n 's/^Root hash: *\t//p'; }
+# Who comes while another one resets the bitmaps is told that the image is in use, and comes again.
+root_in_turn()
+{
+    local i said
+    for ((i = 0; i < 100; i++)); do
+        said=$("$QVERITY" "$@" -p disk 2>&1) || { [[ $said = *"in use: another process"* ]] && sleep 0.1 && continue; }
+        break
+    done
+    sed -n 's/^Root hash: *\t//p' <<<"$said"
+}
 
 seed=${SEED:-1}
 [ "$seed" != random ] || seed=$RANDOM$RANDOM
@@ -36,10 +46,10 @@ for i in $(seq 8); do
         # Another tree of the same image: whoever resets the bitmaps takes them away from the other one.
         [ $n != 3 ] || others="--salt - --tree other.qvtree"
         # shellcheck disable=SC2086
-        root $command $others $image >root.$n &
+        root_in_turn $command $others $image >root.$n &
         pids+=($!)
     done
-    root update over.qcow2 >root.over &
+    root_in_turn update over.qcow2 >root.over &
     pids+=($!)
     wait "${pids[@]}"
     rm root.3

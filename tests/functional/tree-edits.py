@@ -211,6 +211,10 @@ def edit_overlay(image):
 
 
 def commit(image):
+    """Not to an image that is taken for a raw one: its tables would be written over."""
+    info = run("qemu-img", "info", "--output=json", image)
+    if info.returncode != 0 or json.loads(info.stdout).get("backing-filename-format") == "raw":
+        return
     run("qemu-img", "commit", "-q", image)
 
 
