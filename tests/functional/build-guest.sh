@@ -48,17 +48,6 @@ overlays()
 {
     qemu-img info --backing-chain "$1" | grep -c '^image:'
 }
-# What is left of guests. What was killed may take a moment.
-guests()
-{
-    local found
-    for _ in {1..50}; do
-        found=$(pgrep -af "fake-gues[t].py .*$T"; pgrep -af "sshd.*$T/fake-gues[t]")
-        [ -n "$found" ] || return 0
-        sleep 0.1
-    done
-    echo "$found"
-}
 
 # --- All of it ---
 

@@ -52,17 +52,6 @@ $1
   - hash: {partition: disk}
 END
 }
-# What is left of guests. What was killed may take a moment.
-guests()
-{
-    local found
-    for _ in {1..50}; do
-        found=$(pgrep -af "fake-gues[t].py .*$T"; pgrep -af "sshd.*$T/fake-gues[t]")
-        [ -n "$found" ] || return 0
-        sleep 0.1
-    done
-    echo "$found"
-}
 
 # --- All of it ---
 

@@ -171,6 +171,29 @@ qemu_release()
     wait "$qemu_holder"
 }
 
+# until_true SECONDS COMMAND…: tries it until it succeeds; fails after that time
+until_true()
+{
+    local i
+    for ((i = 0; i < $1 * 20; i++)); do
+        "${@:2}" && return 0
+        sleep 0.05
+    done
+    return 1
+}
+
+# What is left of this test's played guests (tools/fake-guest.py). What was killed may take a moment.
+guests()
+{
+    local found
+    for _ in {1..50}; do
+        found=$(pgrep -af "fake-gues[t].py .*$T"; pgrep -af "sshd.*$T/fake-gues[t]")
+        [ -n "$found" ] || return 0
+        sleep 0.1
+    done
+    echo "$found"
+}
+
 # Programs that the script needs.
 require()
 {

@@ -13,17 +13,6 @@ mounted() # DIRECTORY
     grep -q " $T/$1 " /proc/mounts
 }
 
-# until_true SECONDS COMMAND…
-until_true()
-{
-    local i
-    for ((i = 0; i < $1 * 20; i++)); do
-        "${@:2}" && return 0
-        sleep 0.05
-    done
-    return 1
-}
-
 head -c 16M /dev/urandom >disk.raw
 qemu-img convert -O qcow2 disk.raw disk.qcow2
 mkdir mnt full

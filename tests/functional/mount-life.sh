@@ -33,17 +33,6 @@ gone() # PID: within 15 seconds
     return 1
 }
 
-# until_true SECONDS COMMAND…
-until_true()
-{
-    local i
-    for ((i = 0; i < $1 * 20; i++)); do
-        "${@:2}" && return 0
-        sleep 0.05
-    done
-    return 1
-}
-
 # Reads in the background that go past the page cache, so that requests are in flight all the time.
 start_readers()
 {

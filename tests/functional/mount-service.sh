@@ -7,16 +7,6 @@
 require qemu-img fusermount3 jq python3
 [ -w /dev/fuse ] || skip_all "no /dev/fuse"
 
-until_true() # SECONDS COMMAND…
-{
-    local i
-    for ((i = 0; i < $1 * 20; i++)); do
-        "${@:2}" && return 0
-        sleep 0.05
-    done
-    return 1
-}
-
 gone() { until_true 20 not kill -0 "$1"; }
 not() { ! "$@" 2>/dev/null; }
 mounted() { grep -q " $T/$1 fuse.qverity " /proc/mounts; }

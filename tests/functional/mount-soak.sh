@@ -11,16 +11,6 @@ faultfs=${QVERITY_TOOLS:-$top/build/tests/tools}/faultfs
 soak=$top/tests/functional/mount-soak.py
 seconds=${SOAK_SECONDS:-2}
 
-until_true() # SECONDS COMMAND…
-{
-    local i
-    for ((i = 0; i < $1 * 20; i++)); do
-        "${@:2}" && return 0
-        sleep 0.05
-    done
-    return 1
-}
-
 # soak DESCRIPTION ARG…
 soak()
 {

@@ -8,17 +8,6 @@ require qemu-img fusermount3 python3
 faultfs=${QVERITY_TOOLS:-$top/build/tests/tools}/faultfs
 [ -x "$faultfs" ] || skip_all "faultfs was not built"
 
-# until_true SECONDS COMMAND…
-until_true()
-{
-    local i
-    for ((i = 0; i < $1 * 20; i++)); do
-        "${@:2}" && return 0
-        sleep 0.05
-    done
-    return 1
-}
-
 serve() # IMAGE OPTION…: with the broken disk in between
 {
     : >faults
