@@ -3,7 +3,8 @@
 # it; when the script ends, the processes it registered are ended, everything mounted below $T is
 # unmounted, and $T is removed.
 set -u
-export LC_ALL=C
+# What ./run installs comes first: the python3 of a version manager takes ten times as long to start.
+export LC_ALL=C PATH=/usr/bin:/bin:/usr/sbin:/sbin:$PATH
 
 here=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
