@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Confinement: what code can do that got into the process through a hole in a parser. The hole is a library
-# that takes the place of zlib's inflate().
+# that takes the place of libdeflate's decompressor.
 . "$(dirname "$0")/lib.sh"
 
 require mkfs.ext4 qemu-img qemu-io fusermount3 jq setpriv

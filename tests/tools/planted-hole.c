@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libdeflate.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
@@ -24,9 +25,6 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <zlib.h>
-
-int inflate(z_streamp stream, int flush);
 
 static void tell(const char *what, long result)
 {
@@ -123,13 +121,18 @@ static void try_kernel(void)
     tell("become another user", setuid(65534));
 }
 
-int inflate(z_streamp stream, int flush)
+typedef enum libdeflate_result (*decompress_fn)(struct libdeflate_decompressor *, const void *,
+                                                size_t, void *, size_t, size_t *, size_t *);
+
+enum libdeflate_result libdeflate_deflate_decompress_ex(struct libdeflate_decompressor *d,
+                                                        const void *in, size_t in_size, void *out,
+                                                        size_t out_size, size_t *used, size_t *made)
 {
-    static int (*real)(z_streamp, int);
+    static decompress_fn real;
     static atomic_flag tried = ATOMIC_FLAG_INIT;
 
     if (real == NULL)
-        real = (int (*)(z_streamp, int))dlsym(RTLD_NEXT, "inflate");
+        real = (decompress_fn)dlsym(RTLD_NEXT, "libdeflate_deflate_decompress_ex");
     if (!atomic_flag_test_and_set(&tried)) {
         try_files();
         try_processes();
@@ -137,5 +140,5 @@ int inflate(z_streamp stream, int flush)
         try_kernel();
         dprintf(STDERR_FILENO, "hole: end\n");
     }
-    return real(stream, flush);
+    return real(d, in, in_size, out, out_size, used, made);
 }

@@ -36,19 +36,31 @@ static uint8_t *make_plain(size_t size, uint64_t seed)
     return plain;
 }
 
-static size_t deflate_raw(const uint8_t *plain, size_t size, uint8_t *out, size_t room)
+static size_t deflate_with(int window_bits, int flush, const uint8_t *plain, size_t size,
+                           uint8_t *out, size_t room)
 {
     z_stream z = {0};
 
-    assert_int_equal(deflateInit2(&z, 9, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY), Z_OK);
+    assert_int_equal(deflateInit2(&z, 9, Z_DEFLATED, -window_bits, 9, Z_DEFAULT_STRATEGY), Z_OK);
     z.next_in = (uint8_t *)plain;
     z.avail_in = (uInt)size;
     z.next_out = out;
     z.avail_out = (uInt)room;
-    assert_int_equal(deflate(&z, Z_FINISH), Z_STREAM_END);
+    assert_int_equal(deflate(&z, flush), flush == Z_FINISH ? Z_STREAM_END : Z_OK);
     size_t length = z.total_out;
     deflateEnd(&z);
     return length;
+}
+
+static size_t deflate_raw(const uint8_t *plain, size_t size, uint8_t *out, size_t room)
+{
+    return deflate_with(12, Z_FINISH, plain, size, out, room);
+}
+
+/* Complete up to the last byte, but not ended. */
+static size_t deflate_unended(const uint8_t *plain, size_t size, uint8_t *out, size_t room)
+{
+    return deflate_with(12, Z_SYNC_FLUSH, plain, size, out, room);
 }
 
 static uint64_t descriptor(unsigned cluster_bits, uint64_t offset, uint64_t length)
@@ -198,7 +210,45 @@ static void test_zlib_streams(void **state)
            "zlib: the stream ends after 4095 of 4096 bytes");
     n = deflate_raw(plain, 2 * CLUSTER, stream, sizeof(stream));
     expect("longer than a cluster", false, stream, n, (n + 511) / 512, plain, NULL);
+
+    /* What QEMU takes as well: the cluster is full, and the stream's end is missing. */
+    n = deflate_unended(plain, CLUSTER, stream, sizeof(stream));
+    assert_true(n % 512 != 0);
+    expect("no end", false, stream, n, (n + 511) / 512, plain, NULL);
+    n = deflate_unended(plain, CLUSTER - 1, stream, sizeof(stream));
+    expect("neither end nor last byte", false, stream, n, (n + 511) / 512, plain,
+           "zlib: the data end after 4095 of 4096 bytes");
     free(plain);
+}
+
+/* QEMU inflates with a window of 4 KiB, but at once, so that it takes matches from farther back. */
+static void test_far_matches(void **state)
+{
+    (void)state;
+    enum { FAR_BITS = 16, SIZE = 1 << FAR_BITS, PERIOD = 30000 };
+    _cleanup_error_ struct error err = ERROR_INIT;
+    _cleanup_image_ struct image *image = NULL;
+    uint8_t *plain = malloc(SIZE), *stream = malloc(2 * SIZE), *buffer = malloc(SIZE);
+    uint64_t random = 3;
+    struct maker m;
+
+    for (size_t i = 0; i < SIZE; i++)
+        plain[i] = i < PERIOD ? (uint8_t)random_next(&random) : plain[i - PERIOD];
+    size_t n = deflate_with(15, Z_FINISH, plain, SIZE, stream, 2 * SIZE);
+    assert_true(n < PERIOD + 4096);
+    maker_start(&m, 3, FAR_BITS, false, SIZE);
+    uint64_t entry = maker_l2_entry(&m, 0);
+    uint64_t at = maker_allocate(&m, n);
+    memcpy(m.bytes + at, stream, n);
+    put64(&m, entry, descriptor(FAR_BITS, at, n));
+    maker_write(&m, "a");
+    assert_int_equal(image_open("a", NULL, &image, &err), 0);
+    assert_int_equal(image_read(image, 0, buffer, SIZE, &err), 0);
+    assert_memory_equal(buffer, plain, SIZE);
+    maker_free(&m);
+    free(plain);
+    free(stream);
+    free(buffer);
 }
 
 static void test_zstd_streams(void **state)
@@ -387,8 +437,9 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cluster_sizes), cmocka_unit_test(test_zlib_streams),
-        cmocka_unit_test(test_zstd_streams),  cmocka_unit_test(test_descriptors),
-        cmocka_unit_test(test_layers),        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_far_matches),   cmocka_unit_test(test_zstd_streams),
+        cmocka_unit_test(test_descriptors),   cmocka_unit_test(test_layers),
+        cmocka_unit_test(test_threads),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
