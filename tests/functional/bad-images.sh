@@ -76,6 +76,7 @@ qemu-img create -f qcow2 --object secret,id=s,data=password -o encrypt.format=lu
 quiet qemu-img convert -O raw good.qcow2 good.raw
 size=$(stat -c %s good.qcow2)
 ok "truncated to many lengths: refused, or whole" python3 - "$QVERITY" "$size" <<'PYTHON'
+import os
 import random
 import subprocess
 import sys
@@ -91,7 +92,7 @@ for length in lengths:
     with open("short.qcow2", "wb") as file:
         file.write(good[:length])
     command = [qverity, "read", "short.qcow2", "0", str(len(raw))]
-    done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=20 * int(os.environ["patience"]), check=False)
     if done.returncode == 1 and done.stderr.startswith(b"qverity: short.qcow2: ") and done.stderr.count(b"\n") == 1:
         refusals += 1
         if raw[:len(done.stdout)] != done.stdout:

@@ -96,22 +96,22 @@ guest "flood 100000000" "wait"
 ok "a reader that goes away: failed" bash -c '
     "$@" 2>err | head -c 1000 >/dev/null
     [ "${PIPESTATUS[0]}" -eq 1 ] && grep -q "^qverity: standard output: cannot write: Broken pipe$" err' - \
-    timeout 60 "$QVERITY" boot "${boot_args[@]}"
+    timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}"
 ok "a reader that does not read: --timeout still works" bash -c '
     "$@" 2>err | sleep 4
     [ "${PIPESTATUS[0]}" -eq 1 ] && grep -q "^qverity: timeout" err' - \
-    timeout 60 "$QVERITY" boot "${boot_args[@]}" --timeout 1
+    timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}" --timeout 1
 guest 'flood 200000' "end guest-shutdown"
 ok "a slow reader gets all of what a guest said before its end" bash -c '
-    "$@" 2>err | { sleep 2; cat; } | wc -c | grep -qx 200000' - timeout 60 "$QVERITY" boot "${boot_args[@]}"
+    "$@" 2>err | { sleep 2; cat; } | wc -c | grep -qx 200000' - timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}"
 guest 'say x\r\n' "wait"
 ok "a full disk under stdout" bash -c '"$@" >/dev/full 2>err; [ $? -eq 1 ] && grep -q "standard output: cannot write: No space" err' - \
-    timeout 60 "$QVERITY" boot "${boot_args[@]}"
-ok "stdin is closed" bash -c '"$@" <&- >out 2>err && grep -q ^x out' - timeout 60 "$QVERITY" boot "${boot_args[@]}" --until x
+    timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}"
+ok "stdin is closed" bash -c '"$@" <&- >out 2>err && grep -q ^x out' - timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}" --until x
 ok "stdout is closed" bash -c '"$@" >&- 2>err; [ $? -eq 1 ] && grep -q "standard output: not open for writing" err' - \
-    timeout 60 "$QVERITY" boot "${boot_args[@]}" --until x
+    timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}" --until x
 guest "disks" 'say x\r\n' "wait"
-ok "stdin and stderr are closed" bash -c '"$@" <&- 2>&- >out' - timeout 60 "$QVERITY" boot "${boot_args[@]}" --until x
+ok "stdin and stderr are closed" bash -c '"$@" <&- 2>&- >out' - timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}" --until x
 like "the guest gets the right bytes" "$(cat out)" "^disk0 $(sha256sum <disk.raw | cut -d' ' -f1)"
 guest 'say x\r\n' "wait"
 ok "a QMP socket is removed" boot 0 '^$' --until x --qmp run/qmp

@@ -21,12 +21,13 @@ guest()
     rm -f qemu.log out err
 }
 
-# boot CODE REGEX [OPTION…]: boots, and the exit code and stderr are these within 60 seconds
+# boot CODE REGEX [OPTION…]: boots, and the exit code and stderr are these within 60 seconds (as all
+# times here: multiplied by patience)
 boot()
 {
     local code=$1 regex=$2 got
     shift 2
-    timeout -s KILL 60 "$QVERITY" boot "${boot_args[@]}" "$@" >out 2>err </dev/null
+    timeout -s KILL $((60 * patience)) "$QVERITY" boot "${boot_args[@]}" "$@" >out 2>err </dev/null
     got=$?
     judge $got "$code" "$regex"
 }
@@ -54,7 +55,7 @@ start()
 ends()
 {
     local tail_pid got
-    timeout 40 tail -s 0.05 --pid="$pid" -f /dev/null &
+    timeout $((40 * patience)) tail -s 0.05 --pid="$pid" -f /dev/null &
     tail_pid=$!
     if ! wait $tail_pid; then
         echo "still runs"
@@ -70,7 +71,7 @@ ends()
 await()
 {
     local i
-    for ((i = 0; i < 600; i++)); do
+    for ((i = 0; i < 600 * patience; i++)); do
         grep -qE -- "$1" "$2" 2>/dev/null && return
         sleep 0.05
     done
@@ -88,7 +89,7 @@ serving_pid()
 await_mount()
 {
     local i
-    for ((i = 0; i < 600; i++)); do
+    for ((i = 0; i < 600 * patience; i++)); do
         find "/proc/$(serving_pid)/fd" -lname /dev/fuse 2>/dev/null | grep -q . && return
         sleep 0.05
     done
@@ -105,7 +106,7 @@ qemu_pid()
 clean()
 {
     local i
-    for ((i = 0; i < 600; i++)); do
+    for ((i = 0; i < 600 * patience; i++)); do
         left=$(
             pgrep -af "$T/run|boot (disk.raw|slow/image)"
             [ ! -e qemu.log ] || pgrep -g "$(qemu_pid)"

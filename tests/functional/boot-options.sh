@@ -109,7 +109,7 @@ long=$(printf 'x%.0s' {1..2047})
 is "2047 bytes fit" "$(append --no-verity --append "$long")" "$long"
 
 for accel in auto kvm tcg; do
-    ok "--dry-run with --accel $accel succeeds" timeout 20 "$QVERITY" boot disk.raw --kernel vmlinuz --accel $accel --dry-run
+    ok "--dry-run with --accel $accel succeeds" timeout $((20 * patience)) "$QVERITY" boot disk.raw --kernel vmlinuz --accel $accel --dry-run
 done
 is "a dry run leaves nothing" "$(ls -A run)" ""
 

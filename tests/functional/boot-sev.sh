@@ -138,7 +138,7 @@ is "it is that of 2 EPYC-v4" "$(digest err)" "$("$QVERITY" measure --mode snp --
 is "and that of a manifest" "$(digest err)" "$("$QVERITY" manifest disk.raw --format raw -p disk --no-tree --kernel vmlinuz \
     --initrd initrd --ovmf amdsev.fd | sed -n 's/.*"launch_digest": "\([0-9a-f]*\)".*/\1/p')"
 expected=$(digest err)
-ok "-v tells what it is made of" timeout 60 bash -c '"$@" >out 2>err' - "$QVERITY" boot "${boot_args[@]}" "${snp[@]}" --until up -v
+ok "-v tells what it is made of" timeout $((60 * patience)) bash -c '"$@" >out 2>err' - "$QVERITY" boot "${boot_args[@]}" "${snp[@]}" --until up -v
 like "all of it" "$(tr '\n' '|' <err)" "Kernel: +vmlinuz\|.*Initrd: +initrd\|.*Command line: .*$root.*vCPUs: +2, .*VMSA 1: .*launch digest: $expected"
 ok "-q tells nothing" boot 0 '^$' "${snp[@]}" --until up -q
 guest "exit 1"

@@ -13,7 +13,7 @@ session()
 {
     local keys=$1 code=$2
     shift 2
-    timeout 60 python3 - "$keys" "$code" "$QVERITY" boot "${boot_args[@]}" "$@" <<'END'
+    timeout $((60 * patience)) python3 - "$keys" "$code" "$QVERITY" boot "${boot_args[@]}" "$@" <<'END'
 import os, pty, select, signal, sys, termios, time
 
 keys = sys.argv[1].encode().decode("unicode_escape").encode("latin-1")

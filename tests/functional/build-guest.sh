@@ -111,7 +111,7 @@ mkdir mnt
 "$QVERITY" mount --overlay stray.qcow2 -p 1 "$(readlink image)" mnt
 debugfs -w -R "write stray /etc/stray" mnt/data 2>/dev/null
 fusermount3 -u mnt
-for _ in {1..50}; do
+for ((i = 0; i < 50 * patience; i++)); do
     qemu-img info stray.qcow2 >/dev/null 2>&1 && break
     sleep 0.1
 done
@@ -166,7 +166,7 @@ rm -f guest/poweroff
 ASAN_OPTIONS=${ASAN_OPTIONS:-}:detect_stack_use_after_return=1 FAKE_GUEST_MODE=stuck \
     setsid "$QVERITY" build --accel tcg --work work --from boot r.yaml >out 2>err </dev/null &
 pid=$!
-for _ in {1..600}; do
+for ((i = 0; i < 600 * patience; i++)); do
     [ ! -e guest/stuck ] || break
     sleep 0.1
 done
@@ -192,7 +192,7 @@ like "a program that is not there" "$(tail -n 1 err)" "no-such-program exited wi
 recipe "[sh, -c, 'echo second >>/runs; exec sleep $nap']"
 "$QVERITY" build --accel tcg --work work r.yaml >out 2>err </dev/null &
 pid=$!
-for _ in {1..200}; do
+for ((i = 0; i < 200 * patience; i++)); do
     pgrep -f "sleep $nap" >/dev/null && break
     sleep 0.1
 done

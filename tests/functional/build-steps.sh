@@ -206,14 +206,14 @@ rm -rf work
 recipe "[sh, -c, 'echo second >>/etc/runs; sleep $nap']"
 "$QVERITY" build --work work r.yaml >out 2>err </dev/null &
 pid=$!
-for _ in {1..100}; do
+for ((i = 0; i < 100 * patience; i++)); do
     pgrep -f "sleep $nap" >/dev/null && break
     sleep 0.1
 done
 refused "another build there" 1 'another build runs in this directory' "$QVERITY" build --work work r.yaml
 kill -9 $pid
 wait $pid 2>/dev/null
-for _ in {1..50}; do
+for ((i = 0; i < 50 * patience; i++)); do
     [ -n "$(left_behind)" ] || break
     sleep 0.1
 done
@@ -226,7 +226,7 @@ is "and goes on where it was, with the same result" "$? $(wc -l <installs) $(has
 recipe "[sh, -c, 'sleep $nap']"
 setsid "$QVERITY" build --work work r.yaml >out 2>err </dev/null &
 pid=$!
-for _ in {1..100}; do
+for ((i = 0; i < 100 * patience; i++)); do
     pgrep -f "sleep $nap" >/dev/null && break
     sleep 0.1
 done

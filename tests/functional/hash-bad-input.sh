@@ -158,7 +158,7 @@ sys.stdout.buffer.write(random.Random(7).randbytes(128 << 20))' >slow.raw
     --write out 2>err.txt &
 pid=$!
 t_kill_later $pid
-for ((i = 0; i < 500; i++)); do
+for ((i = 0; i < 500 * patience; i++)); do
     [ ! -s out ] || break
     sleep 0.01
 done

@@ -230,13 +230,13 @@ for file in over bottom; do
     mkfifo in && { qemu-io -f qcow2 "$file" <in >qemu.out 2>&1 & } && exec 3>in && t_kill_later $!
     # It has the image open when it answers.
     echo "length" >&3
-    for ((i = 0; i < 1200; i++)); do grep -qs MiB qemu.out && break; sleep 0.05; done
+    for ((i = 0; i < 1200 * patience; i++)); do grep -qs MiB qemu.out && break; sleep 0.05; done
     like "refused while qemu-io writes to $file" "$("$check" over 2>&1)" \
         "image_open: .*$file: in use: another process \(a running VM, or qemu-img\) has it open for writing"
     exec 3>&-; wait $!; rm in
     ok "opened afterwards" "$check" over
     mkfifo in && { "$check" --hold over <in >hold.out 2>&1 & } && exec 3>in && t_kill_later $!
-    for ((i = 0; i < 1200; i++)); do grep -qs open hold.out && break; sleep 0.05; done
+    for ((i = 0; i < 1200 * patience; i++)); do grep -qs open hold.out && break; sleep 0.05; done
     like "QEMU does not write to $file while it is read" "$(qemu-io -f qcow2 -c 'write 0 4k' $file 2>&1)" \
         'Failed to get "write" lock'
     ok "QEMU reads $file meanwhile" qemu-io -r -f qcow2 -c 'read 0 4k' $file

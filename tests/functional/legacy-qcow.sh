@@ -74,7 +74,7 @@ matches "version 1, compressed and not" v1c expected.raw
 "$QVERITY" read --format qcow v1c 0 17M >out && same "--format qcow" out <(head -c 17M expected.raw)
 like "info tells" "$("$QVERITY" info v1c)" 'Format: +qcow, version 1'
 quiet qemu-img create -f qcow empty 499G
-is "an empty one of 499 GiB" "$(timeout 10 "$QVERITY" map empty | tr -s ' ')" " 0 535797170176 zero"
+is "an empty one of 499 GiB" "$(timeout $((10 * patience)) "$QVERITY" map empty | tr -s ' ')" " 0 535797170176 zero"
 
 # Backing files: clusters of 512 bytes, L2 tables at any multiple of that.
 for format in qcow raw qcow2; do

@@ -11,6 +11,9 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 QVERITY=$(realpath "${QVERITY:-$top/build/qverity}")
 T=$(mktemp -d "${TMPDIR:-/var/tmp}/qverity-test.XXXXXX")
 cd "$T" || exit 1
+# Limits of time end what hangs, and tell what waits from what does not. This says how many times as long they are
+# where all takes longer: on a busy machine, under a sanitizer.
+export patience=${QVERITY_TEST_PATIENCE:-1}
 t_count=0
 t_failed=0
 t_pids=()
@@ -104,13 +107,13 @@ same()
     fi
 }
 
-# refused DESCRIPTION CODE REGEX COMMAND…: the command exits with CODE within 20 seconds, prints nothing
-# on stdout, and says one line on stderr that matches
+# refused DESCRIPTION CODE REGEX COMMAND…: the command exits with CODE in time, prints nothing on stdout,
+# and says one line on stderr that matches
 refused()
 {
     local description=$1 code=$2 regex=$3 got
     shift 3
-    timeout 20 "$@" >"$T/.out" 2>"$T/.err" </dev/null
+    timeout $((20 * patience)) "$@" >"$T/.out" 2>"$T/.err" </dev/null
     got=$?
     if [ $got -eq "$code" ] && [ ! -s "$T/.out" ] && [ "$(grep -vc '^qverity: warning: ' "$T/.err")" -eq 1 ] &&
         grep -qE -- "$regex" "$T/.err"; then
@@ -162,7 +165,7 @@ qemu_hold()
     exec 8>"$T/.commands" 9<"$T/.answers"
     # What is answered was opened.
     echo length >&8
-    timeout 60 head -n 1 <&9 >/dev/null
+    timeout $((60 * patience)) head -n 1 <&9 >/dev/null
 }
 
 qemu_release()
@@ -172,11 +175,11 @@ qemu_release()
     wait "$qemu_holder"
 }
 
-# until_true SECONDS COMMAND…: tries it until it succeeds; fails after that time
+# until_true SECONDS COMMAND…: tries it until it succeeds; fails after that time (multiplied by patience)
 until_true()
 {
     local i
-    for ((i = 0; i < $1 * 20; i++)); do
+    for ((i = 0; i < $1 * 20 * patience; i++)); do
         "${@:2}" && return 0
         sleep 0.05
     done
@@ -186,8 +189,8 @@ until_true()
 # What is left of this test's played guests (tools/fake-guest.py). What was killed may take a moment.
 guests()
 {
-    local found
-    for _ in {1..50}; do
+    local found i
+    for ((i = 0; i < 50 * patience; i++)); do
         found=$(pgrep -af "fake-gues[t].py .*$T"; pgrep -af "sshd.*$T/fake-gues[t]")
         [ -n "$found" ] || return 0
         sleep 0.1

@@ -23,10 +23,10 @@ servers()
     done
 }
 
-gone() # PID: within 15 seconds
+gone() # PID: within 15 seconds times patience
 {
     local i
-    for i in {1..300}; do
+    for ((i = 0; i < 300 * patience; i++)); do
         [ -d "/proc/$1" ] && ! grep -q '^State:.*Z' "/proc/$1/status" || return 0
         sleep 0.05
     done
@@ -178,8 +178,8 @@ build_begins() # starts a reader of root-hash and waits until it is computed
 pid=$(servers)
 ok "stats.json tells that a build runs" build_begins
 for i in {1..40}; do cat mnt/table >/dev/null & others[i]=$!; done
-ok "the image is read meanwhile, however many wait" timeout 5 cmp -i 50331648 mnt/disk disk.raw
-ok "and the directory" timeout 5 ls -l mnt
+ok "the image is read meanwhile, however many wait" timeout $((5 * patience)) cmp -i 50331648 mnt/disk disk.raw
+ok "and the directory" timeout $((5 * patience)) ls -l mnt
 how_far='.build.running and .build.total > .build.done and .build.done > 0'
 ok "stats.json tells how far it is" until_true 3 eval '[ "$(jq "$how_far" mnt/stats.json)" = true ]'
 {
@@ -248,7 +248,7 @@ user "$QVERITY" mount -o allow_other disk.qcow2 mnt 2>err && exit 9
 grep -q "mnt: cannot mount: .*allow_other" err || { cat err; exit 10; }
 # Not through the function, whose process would be another one.
 setpriv --reuid=65534 --regid=65534 --clear-groups "$QVERITY" mount -f disk.qcow2 mnt >/dev/null 2>&1 &
-for i in 1 2 3 4 5 6 7 8 9 10; do grep -q " $PWD/mnt " /proc/mounts && break; sleep 0.1; done
+for ((i = 0; i < 50 * patience; i++)); do grep -q " $PWD/mnt " /proc/mounts && break; sleep 0.1; done
 kill -TERM $!
 wait $! || exit 11
 ! grep -q " $PWD/mnt " /proc/mounts || exit 12

@@ -20,7 +20,7 @@ mount_over()
     "$QVERITY" mount -f -p 1 --overlay "$1" base.qcow2 mnt >>log 2>&1 &
     server=$!
     t_kill_later $server
-    for _ in {1..200}; do
+    for ((i = 0; i < 200 * patience; i++)); do
         [ -e mnt/disk ] && return
         sleep 0.05
     done

@@ -16,7 +16,7 @@ mkdir mnt
 "$QVERITY" mount -f --format raw -p 1 --overlay over.qcow2 base.raw mnt >log 2>&1 &
 server=$!
 t_kill_later $server
-for _ in {1..200}; do
+for ((i = 0; i < 200 * patience; i++)); do
     [ -e mnt/disk ] && break
     sleep 0.05
 done
@@ -97,7 +97,7 @@ END_PYTHON
     sleep 0.5
     kill -TERM $server
     ended=
-    for _ in {1..100}; do
+    for ((i = 0; i < 100 * patience; i++)); do
         kill -0 $server 2>/dev/null || { ended=y && break; }
         sleep 0.1
     done

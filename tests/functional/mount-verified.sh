@@ -15,7 +15,7 @@ mount_it() # IMAGE OPTION…
     "$QVERITY" mount -f -q -p 1 "$@" mnt 2>>log &
     server=$!
     t_kill_later $server
-    for _ in {1..200}; do
+    for ((i = 0; i < 200 * patience; i++)); do
         [ ! -f mnt/disk ] || return 0
         kill -0 $server 2>/dev/null || return 1
         sleep 0.05

@@ -16,7 +16,7 @@ mount_over()
     "$QVERITY" mount -f -p 1 --salt $salt --overlay "$overlay" "$@" base.qcow2 mnt >>log 2>&1 &
     server=$!
     t_kill_later $server
-    for _ in {1..200}; do
+    for ((i = 0; i < 200 * patience; i++)); do
         [ -e mnt/disk ] && return
         kill -0 $server 2>/dev/null || break
         sleep 0.05

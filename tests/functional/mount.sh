@@ -12,7 +12,7 @@ uuid=12345678-9abc-4def-8123-456789abcdef
 mount_image()
 {
     mkdir -p mnt
-    timeout 20 "$QVERITY" mount "$@" mnt
+    timeout $((20 * patience)) "$QVERITY" mount "$@" mnt
 }
 
 unmount()

@@ -121,7 +121,7 @@ mount_and_read()
     LD_PRELOAD=$hole "$QVERITY" mount -f -p disk --no-tree image.qcow2 mnt >out 2>err </dev/null &
     server=$!
     t_kill_later $server
-    for _ in {1..200}; do
+    for ((i = 0; i < 200 * patience; i++)); do
         [ ! -e mnt/disk ] || break
         sleep 0.05
     done
@@ -139,7 +139,7 @@ broker=$(pgrep -P $server -x qverity-broker)
 kill -TERM $server
 wait $server
 is "mount: SIGTERM ends and unmounts it" "$? $(grep -c " $T/mnt " /proc/mounts)" "0 0"
-for _ in {1..100}; do
+for ((i = 0; i < 100 * patience; i++)); do
     [ -d "/proc/$broker" ] || break
     sleep 0.05
 done

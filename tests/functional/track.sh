@@ -34,7 +34,7 @@ qemu_ranges()
     qemu-nbd -f qcow2 -B "$2" -k "$T/nbd.sock" "$1" &
     pid=$!
     t_kill_later $pid
-    for _ in $(seq 3000); do [ -S nbd.sock ] && break; sleep 0.02; done
+    for ((i = 0; i < 3000 * patience; i++)); do [ -S nbd.sock ] && break; sleep 0.02; done
     qemu-img map --output=json --image-opts \
         "driver=nbd,server.type=unix,server.path=$T/nbd.sock,x-dirty-bitmap=qemu:dirty-bitmap:$2" |
         python3 -c '

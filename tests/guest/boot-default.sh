@@ -23,11 +23,11 @@ like "with the prompt" "$(tail -n 1 lines)" 'login:'
 is "nothing is left" "$(pgrep -af "boot $guest_image")$(grep -F "$T/" /proc/self/mounts)" ""
 
 # A device behind "--", which the running QEMU knows.
-"$QVERITY" boot "$guest_image" --kernel none --no-verity --accel tcg --qmp qmp --timeout 120 \
+"$QVERITY" boot "$guest_image" --kernel none --no-verity --accel tcg --qmp qmp --timeout $((120 * patience)) \
     -- -device virtio-rng-pci,id=passed >/dev/null 2>stderr </dev/null &
 pid=$!
 t_kill_later $pid
-like "QEMU's own options pass through" "$(timeout 100 python3 - qmp <<'END2'
+like "QEMU's own options pass through" "$(timeout $((100 * patience)) python3 - qmp <<'END2'
 import json, socket, sys, time
 client = socket.socket(socket.AF_UNIX)
 while True:

@@ -14,7 +14,7 @@ ok "and unmounted" fusermount3 -u mnt
 before=$(stat -c '%s %Y %Z' "$guest_image")
 
 "$QVERITY" boot "$guest_image" --accel tcg --kernel "$demo/vmlinuz" --initrd "$demo/initrd.img" \
-    --memory 1G --append "$(guest_append qverity.check)" --until 'login:' --timeout 900 \
+    --memory 1G --append "$(guest_append qverity.check)" --until 'login:' --timeout $((900 * patience)) \
     --console console >stdout 2>stderr </dev/null
 code=$?
 is "the guest gets to its login prompt" "$code" 0

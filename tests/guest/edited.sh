@@ -15,7 +15,7 @@ mount_over()
     "$QVERITY" mount -f "$@" mnt >>log 2>&1 &
     server=$!
     t_kill_later $server
-    for _ in {1..200}; do
+    for ((i = 0; i < 200 * patience; i++)); do
         [ -e mnt/disk ] && return
         sleep 0.05
     done
@@ -58,7 +58,7 @@ ok "qemu-img check finds nothing" qemu-img check -q -f qcow2 over.qcow2
 is "the overlay has the mount's root hash" "$(root_of --no-tree over.qcow2)" "$new_root"
 
 "$QVERITY" boot --no-tree over.qcow2 --accel tcg --kernel "$demo/vmlinuz" --initrd "$demo/initrd.img" \
-    --memory 1G --append "$(guest_append qverity.check)" --until 'login:' --timeout 900 \
+    --memory 1G --append "$(guest_append qverity.check)" --until 'login:' --timeout $((900 * patience)) \
     --console console >stdout 2>stderr </dev/null
 code=$?
 is "a guest boots verified from the overlay" "$code" 0

@@ -50,10 +50,10 @@ guest_argv()
 }
 
 # guest_run REGEX SECONDS COMMAND…: runs QEMU until its console, the file `console`, has a line that matches,
-# or QEMU ends, or the time is over; fails unless it matched.
+# or QEMU ends, or the time (multiplied by patience) is over; fails unless it matched.
 guest_run()
 {
-    local regex=$1 limit=$((SECONDS + $2)) pid matched=1
+    local regex=$1 limit=$((SECONDS + $2 * patience)) pid matched=1
     shift 2
     # Not left to the background job, or the last guest's console might be looked at.
     : >console

@@ -108,7 +108,7 @@ build_killed()
     while kill -0 $pid 2>/dev/null && ! grep -qE -- "$2" work/steps/*-"$1"/log 2>/dev/null; do sleep 0.5; done
     kill -9 $pid
     wait $pid 2>/dev/null
-    for _ in {1..100}; do
+    for ((i = 0; i < 100 * patience; i++)); do
         [ -n "$(guests)" ] || break
         sleep 0.1
     done
@@ -161,7 +161,7 @@ is "the setup script was run" "$(cat nvidia-ctk-was-here)" 'runtime configure --
 
 "$QVERITY" boot work/disk.qcow2 --accel tcg --kernel work/vmlinuz --initrd work/initrd.img --memory 1G \
     --append "$(guest_append no_timer_check) blyss_shim_docker_img=\"shim:1\" blyss_docker_img=\"app:7 x\"" \
-    --until 'docker run.*app:7' --timeout 900 --console console >stdout 2>stderr </dev/null
+    --until 'docker run.*app:7' --timeout $((900 * patience)) --console console >stdout 2>stderr </dev/null
 is "the guest boots on dm-verity and runs what its command line says" $? 0
 like "its kernel verifies what it reads" "$(cat console)" 'qverity: dm-verity is up: dmverity'
 like "it is the new kernel" "$(cat console)" "Linux version $version"
