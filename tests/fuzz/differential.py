@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Mutated qcow2 images, read by qverity and by QEMU.
 
-    differential.py [--count N] [--first N] [--qverity FILE] [--mutate FILE] [--seeds DIR] [--keep DIR]
+    differential.py [--count N] [--first N] [--jobs N] [--qverity FILE] [--mutate FILE] [--seeds DIR] [--keep DIR]
 
 Image number N is a mutation (qcow2-mutate, seed N) of one of the seeds. It goes through info, map, read,
 hash, mount and read of the mount, each within limits of time and memory and without dying of a signal or
@@ -10,16 +10,25 @@ a sanitizer. Where qverity and QEMU both read it, bytes and zeros must be the sa
 reasons are counted. What only qverity reads must be explained in ONLY_OURS; libqcow is a third voice on
 bytes, for images that it is known to read rightly.
 
+With --fork-server (build/tests/tools/fork-server.so) the programs are started once and forked for each
+command, which is what makes a build with sanitizers fast enough for thousands of images. Time and memory are
+each command's own. What takes no time of the CPU but does not end either is tried once more with more
+patience before it is called a hang: the machine may be busy.
+
 Images that are wrong go to the directory that --keep names. Exits with 1 if there are any.
 """
 import argparse
 import collections
 import ctypes
 import json
+import multiprocessing
 import os
 import re
+import select
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -46,6 +55,77 @@ class Wrong(Exception):
     """What must not be."""
 
 
+class Ended:
+    """How a command ended."""
+
+    def __init__(self, status, cpu, kib, timed_out):
+        self.code = os.waitstatus_to_exitcode(status)
+        self.cpu = cpu
+        self.kib = kib
+        self.timed_out = timed_out
+
+
+class Started:
+    """A command, as a process of ours."""
+
+    def __init__(self, command, seconds, out, err):
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        self.timed_out = False
+        self.timer = threading.Timer(seconds, self.kill)
+        self.timer.start()
+
+    def kill(self):
+        self.timed_out = True
+        self.process.kill()
+
+    def has_ended(self):
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+    def wait(self):
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        self.timer.cancel()
+        self.timer.join()
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return Ended(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, self.timed_out)
+
+
+class ForkServer:
+    """A program that is started once and forked for each command (tests/tools/fork-server.c)."""
+
+    ANSWER = struct.Struct("=iIQQ")
+
+    def __init__(self, library, program):
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        options = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0"]))
+        with theirs:
+            self.process = subprocess.Popen(
+                [program], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+                env={**os.environ, "LD_PRELOAD": library, "FORK_SERVER": str(theirs.fileno()), "ASAN_OPTIONS": options})
+        self.null = open(os.devnull, "rb")
+
+    def start(self, command, seconds, out, err):
+        words = b"".join(os.fsencode(word) + b"\0" for word in command)
+        socket.send_fds(self.socket, [struct.pack("=I", int(seconds * 1000)) + words],
+                        [self.null.fileno(), out.fileno(), err.fileno()])
+        return self
+
+    def has_ended(self):
+        return bool(select.select([self.socket], [], [], 0)[0])
+
+    def wait(self):
+        answer = self.socket.recv(self.ANSWER.size)
+        if len(answer) != self.ANSWER.size:
+            raise RuntimeError("the fork server has ended")
+        status, timed_out, cpu, kib = self.ANSWER.unpack(answer)
+        return Ended(status, cpu / 1e6, kib, bool(timed_out))
+
+    def close(self):
+        self.socket.close()
+        self.process.wait()
+        self.null.close()
+
+
 class Runner:
     """Runs commands and knows what each took at most."""
 
@@ -53,71 +133,90 @@ class Runner:
         self.args = args
         self.longest = collections.Counter()
         self.largest = collections.Counter()
+        self.servers = {}
+        if args.fork_server:
+            self.servers = {name: ForkServer(args.fork_server, shutil.which(name)) for name in (args.qverity, "qemu-img")}
 
-    def finish(self, what, process, started, errors, logs=False):
-        """Waits for the process; refuses what took too long or too much, or died. `logs`: it may say
-        that something failed and go on."""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - started
-        cpu = usage.ru_utime + usage.ru_stime
-        self.longest[what] = max(self.longest[what], min(seconds, 2 * cpu + 0.01))
-        self.largest[what] = max(self.largest[what], usage.ru_maxrss)
-        if process.returncode < 0:
-            raise Wrong(f"{what}: signal {signal.Signals(-process.returncode).name}")
+    def close(self):
+        for server in self.servers.values():
+            server.close()
+
+    def start(self, command, seconds, out, err):
+        if command[0] in self.servers:
+            return self.servers[command[0]].start(command, seconds, out, err)
+        return Started(command, seconds, out, err)
+
+    def check(self, what, ended, errors, logs=False):
+        """Refuses what took too long or too much, or died. `logs`: it may say that something failed and go on."""
+        self.longest[what] = max(self.longest[what], ended.cpu)
+        self.largest[what] = max(self.largest[what], ended.kib)
+        if ended.timed_out:
+            raise Wrong(f"{what}: does not end; {ended.cpu:.1f} s of CPU time")
+        if ended.code < 0:
+            raise Wrong(f"{what}: signal {signal.Signals(-ended.code).name}")
         if SANITIZER.search(errors):
             raise Wrong(f"{what}: {errors.decode(errors='replace')[:3000]}")
-        if process.returncode not in (0, 1):
-            raise Wrong(f"{what}: exit {process.returncode}: {errors.decode(errors='replace')}")
+        if ended.code not in (0, 1):
+            raise Wrong(f"{what}: exit {ended.code}: {errors.decode(errors='replace')}")
         complains = bool(re.search(rb"^qverity: (?!warning: )", errors, re.M))
-        if (process.returncode == 1) != complains and not (complains and logs):
-            raise Wrong(f"{what}: exit {process.returncode}, and says: {errors!r}")
-        if self.args.seconds and cpu > self.args.seconds:
-            raise Wrong(f"{what}: took {cpu:.1f} s")
-        if self.args.megabytes and usage.ru_maxrss > self.args.megabytes << 10:
-            raise Wrong(f"{what}: took {usage.ru_maxrss >> 10} MiB")
+        if (ended.code == 1) != complains and not (complains and logs):
+            raise Wrong(f"{what}: exit {ended.code}, and says: {errors!r}")
+        if self.args.seconds and ended.cpu > self.args.seconds:
+            raise Wrong(f"{what}: took {ended.cpu:.1f} s")
+        if self.args.megabytes and ended.kib > self.args.megabytes << 10:
+            raise Wrong(f"{what}: took {ended.kib >> 10} MiB")
+
+    def patience(self):
+        """Seconds until a command is killed, and those for a second try, when little time was had of the CPU."""
+        return self.args.timeout, 6 * self.args.timeout
+
+    def is_late(self, ended):
+        """Whether it may be the machine that is slow."""
+        return ended.timed_out and ended.cpu < (self.args.seconds or self.args.timeout / 2)
+
+    def run(self, command):
+        """How it ended, and its output and errors."""
+        for seconds in self.patience():
+            with tempfile.TemporaryFile(dir=".") as out, tempfile.TemporaryFile(dir=".") as err:
+                ended = self.start(command, seconds, out, err).wait()
+                out.seek(0)
+                err.seek(0)
+                output, errors = out.read(), err.read()
+            if not self.is_late(ended):
+                break
+        return ended, output, errors
 
     def qverity(self, *words):
         """Output, or None and the message."""
-        command = [self.args.qverity, *words]
-        started = time.monotonic()
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-            timer = kill_later(process, self.args.timeout)
-            try:
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            finally:
-                timer.cancel()
-            err.seek(0)
-            errors = err.read()
-            self.finish(words[0], process, started, errors)
-            if process.returncode == 1:
-                return None, message_of(errors)
-            out.seek(0)
-            return out.read(), None
+        ended, out, errors = self.run([self.args.qverity, *words])
+        self.check(words[0], ended, errors)
+        return (None, message_of(errors)) if ended.code == 1 else (out, None)
 
+    def qemu(self, *command):
+        """Output, or None and the message."""
+        ended, out, errors = self.run(list(command))
+        if ended.timed_out:
+            return None, "takes too long"
+        if ended.code != 0:
+            text = errors.decode(errors="replace").strip() or f"exit {ended.code}"
+            return None, re.sub(r"'driver=[^']*'", "it", text)[:300]
+        return out, None
 
-def kill_later(process, seconds):
-    timer = threading.Timer(seconds, process.kill)
-    timer.start()
-    return timer
+    def qemu_bytes(self, image, start, length):
+        """A range of the disk, as QEMU reads it; or None and the message."""
+        if os.path.exists("qemu.raw"):
+            os.unlink("qemu.raw")
+        spec = f"driver=raw,offset={start},size={length},file.driver=qcow2,file.file.driver=file,file.file.filename={image}"
+        _, message = self.qemu("qemu-img", "convert", "--image-opts", spec, "-O", "raw", "qemu.raw")
+        if message is not None:
+            return None, message
+        with open("qemu.raw", "rb") as file:
+            return file.read(), None
 
 
 def message_of(errors):
     lines = [line for line in errors.decode(errors="replace").splitlines() if "warning:" not in line]
     return lines[-1] if lines else ""
-
-
-def qemu(*command, timeout=60):
-    """Output, or None and the message."""
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return None, "takes too long"
-    if done.returncode != 0:
-        text = done.stderr.decode(errors="replace").strip() or f"exit {done.returncode}"
-        return None, re.sub(r"'driver=[^']*'", "it", text)[:300]
-    return done.stdout, None
 
 
 def windows(size, extents):
@@ -130,18 +229,6 @@ def windows(size, extents):
     for start in starts[:2] + sorted(set(starts[2:]))[:WINDOWS]:
         ranges.append((start, min(WINDOW, size - start)))
     return ranges
-
-
-def qemu_bytes(image, start, length):
-    """A range of the disk, as QEMU reads it; or None and the message."""
-    if os.path.exists("qemu.raw"):
-        os.unlink("qemu.raw")
-    spec = f"driver=raw,offset={start},size={length},file.driver=qcow2,file.file.driver=file,file.file.filename={image}"
-    _, message = qemu("qemu-img", "convert", "--image-opts", spec, "-O", "raw", "qemu.raw")
-    if message is not None:
-        return None, message
-    with open("qemu.raw", "rb") as file:
-        return file.read(), None
 
 
 class Qcow:
@@ -176,6 +263,11 @@ class Qcow:
             return buffer.raw
         finally:
             self.lib.libqcow_file_free(ctypes.byref(file), None)
+
+
+def unmount(directory):
+    if ctypes.CDLL(None).umount2(directory.encode(), 0) != 0:
+        subprocess.run(["fusermount3", "-u", directory], capture_output=True, check=False)
 
 
 def read_file(path, offset, length):
@@ -237,7 +329,7 @@ class Comparison:
                 part = data[max(first - start, 0):max(last - start, 0)]
                 if part.count(0) != len(part):
                     raise Wrong(f"map: {first} to {last} are no zeros")
-        text, _ = qemu("qemu-img", "map", "--output=json", "-f", "qcow2", self.image)
+        text, _ = self.runner.qemu("qemu-img", "map", "--output=json", "-f", "qcow2", self.image)
         if text is None:
             return
         for extent in json.loads(text):
@@ -265,7 +357,7 @@ class Comparison:
     def check_bytes(self, pieces):
         """Whether QEMU reads the same bytes; its message if it reads none."""
         for start, data in pieces.items():
-            theirs, message = qemu_bytes(self.image, start, len(data))
+            theirs, message = self.runner.qemu_bytes(self.image, start, len(data))
             if theirs is None:
                 return message
             if theirs != data:
@@ -280,26 +372,36 @@ class Comparison:
         return json.loads(text)["root_hash"] if text is not None else message
 
     def check_mount(self, size, pieces, root):
-        started = time.monotonic()
+        """None, or why there is no mount."""
+        for seconds in self.runner.patience():
+            ended, errors = self.mount_once(size, pieces, root, 4 * seconds)
+            if not self.runner.is_late(ended):
+                break
+        self.runner.check("mount", ended, errors, logs=True)
+        return message_of(errors) if ended.code == 1 else None
+
+    def mount_once(self, size, pieces, root, seconds):
         command = [self.runner.args.qverity, "mount", "-f", "--no-tree", "-p", "disk", *self.options, self.image, "mnt"]
-        with tempfile.TemporaryFile() as err:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err)
-            timer = kill_later(process, 4 * self.runner.args.timeout)
+        with tempfile.TemporaryFile(dir=".") as out, tempfile.TemporaryFile(dir=".") as err:
+            started = self.runner.start(command, seconds, out, err)
             try:
-                while not os.path.exists("mnt/disk"):
-                    if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
-                        break
+                while not os.path.exists("mnt/disk") and not started.has_ended():
                     time.sleep(0.002)
-                else:
+                if not started.has_ended():
                     self.read_mount(size, pieces, root)
+            except OSError as error:
+                # Killed, or it tells why.
+                failure = error
+            else:
+                failure = None
             finally:
-                subprocess.run(["fusermount3", "-u", "mnt"], capture_output=True, check=False)
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-                timer.cancel()
+                unmount("mnt")
+                ended = started.wait()
                 err.seek(0)
                 errors = err.read()
-                self.runner.finish("mount", process, started, errors, logs=True)
-        return message_of(errors) if process.returncode == 1 else None
+        if failure is not None and not ended.timed_out:
+            raise Wrong(f"mount: {failure}; it says: {errors!r}")
+        return ended, errors
 
     def read_mount(self, size, pieces, root):
         if os.stat("mnt/disk").st_size != size:
@@ -319,10 +421,10 @@ class Comparison:
         if size is not None:
             self.check_hash(size, extents)
         else:
-            text, _ = qemu("qemu-img", "info", "--output=json", "-f", "qcow2", self.image)
+            text, _ = self.runner.qemu("qemu-img", "info", "--output=json", "-f", "qcow2", self.image)
             size = json.loads(text)["virtual-size"] // 512 * 512 if text is not None else 512
         ranges = windows(size, extents or [])
-        if any(qemu_bytes(self.image, start, length)[0] is None for start, length in ranges):
+        if any(self.runner.qemu_bytes(self.image, start, length)[0] is None for start, length in ranges):
             self.count("neither reads it")
         else:
             self.count("only QEMU reads it")
@@ -363,54 +465,96 @@ def shape(message):
 QCOW = Qcow()
 
 
+class Job:
+    """Every so many-th of the images, in a directory of its own."""
+
+    def __init__(self, args, seeds, work, numbers):
+        self.args = args
+        self.seeds = seeds
+        self.work = work
+        self.numbers = numbers
+
+    def run(self, results):
+        """Puts what it found there: counts, and the number of images that are wrong."""
+        os.makedirs(os.path.join(self.work, "mnt"))
+        os.chdir(self.work)
+        for name in "base.raw", "data.raw":
+            with open(name, "wb") as file:
+                file.write(bytes(1 + (i // 512 + i) % 255 for i in range(1 << 20)))
+        names = sorted(os.listdir(self.seeds))
+        runner = Runner(self.args)
+        counts = collections.Counter()
+        wrong = 0
+        for number in self.numbers:
+            name = names[number % len(names)]
+            subprocess.run([self.args.mutate, str(number), os.path.join(self.seeds, name), "image.qcow2"], check=True)
+            shutil.copy("image.qcow2", "copy.qcow2")
+            try:
+                Comparison(runner, counts, "image.qcow2").run()
+            except Wrong as what:
+                wrong += 1
+                os.makedirs(self.args.keep, exist_ok=True)
+                shutil.copy("image.qcow2", os.path.join(self.args.keep, f"{number}-{name}"))
+                print(f"{number} ({name}): {what}", flush=True)
+        runner.close()
+        results.put((counts, runner.longest, runner.largest, wrong))
+
+
+def run_jobs(args, seeds, work):
+    """Counts, longest times, largest sizes, and the number of images that are wrong."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    numbers = range(args.first, args.first + args.count)
+    jobs = [Job(args, seeds, os.path.join(work, f"job{i}"), numbers[i :: args.jobs]) for i in range(args.jobs)]
+    processes = [context.Process(target=job.run, args=(results,)) for job in jobs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        if process.exitcode != 0:
+            sys.exit("differential.py: a job has failed")
+    counts, longest, largest, wrong = collections.Counter(), collections.Counter(), collections.Counter(), 0
+    for _ in processes:
+        result = results.get()
+        counts += result[0]
+        longest |= result[1]
+        largest |= result[2]
+        wrong += result[3]
+    return counts, longest, largest, wrong
+
+
 def main():
     top = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="how many images at once")
     parser.add_argument("--qverity", default=os.path.join(top, "build/qverity"))
     parser.add_argument("--mutate", default=os.path.join(top, "build/tests/fuzz/qcow2-mutate"))
+    parser.add_argument("--fork-server", help="start each program once, with this library")
     parser.add_argument("--seeds", help="a directory of images; by default make-seeds.sh makes them")
     parser.add_argument("--keep", default="differential-found")
     parser.add_argument("--seconds", type=float, default=2, help="of CPU time a command may take; 0: any")
     parser.add_argument("--megabytes", type=int, default=256, help="of memory a command may take; 0: any")
     parser.add_argument("--timeout", type=float, default=20, help="seconds after which a command is killed")
-    parser.add_argument("--verbose", action="store_true", help="tell what only QEMU reads, and keep it")
+    parser.add_argument("--verbose", action="store_true", help="tell what only QEMU reads")
     args = parser.parse_args()
-    for name in "qverity", "mutate", "keep":
-        setattr(args, name, os.path.abspath(getattr(args, name)))
-    runner = Runner(args)
-    counts = collections.Counter()
-    wrong = 0
+    for name in "qverity", "mutate", "keep", "fork_server":
+        if getattr(args, name):
+            setattr(args, name, os.path.abspath(getattr(args, name)))
 
     with tempfile.TemporaryDirectory(prefix="qverity-differential.", dir="/dev/shm") as work:
         seeds = os.path.abspath(args.seeds) if args.seeds else os.path.join(work, "seeds/qcow2")
         if not args.seeds:
             subprocess.run([os.path.join(top, "tests/fuzz/make-seeds.sh"), os.path.join(work, "seeds")],
                            env={**os.environ, "QVERITY": args.qverity}, check=True)
-        names = sorted(os.listdir(seeds))
-        os.chdir(work)
-        os.mkdir("mnt")
-        for name in "base.raw", "data.raw":
-            with open(name, "wb") as file:
-                file.write(bytes(1 + (i // 512 + i) % 255 for i in range(1 << 20)))
-        for number in range(args.first, args.first + args.count):
-            seed = os.path.join(seeds, names[number % len(names)])
-            subprocess.run([args.mutate, str(number), seed, "image.qcow2"], check=True)
-            shutil.copy("image.qcow2", "copy.qcow2")
-            try:
-                Comparison(runner, counts, "image.qcow2").run()
-            except Wrong as what:
-                wrong += 1
-                os.makedirs(args.keep, exist_ok=True)
-                shutil.copy("image.qcow2", os.path.join(args.keep, f"{number}-{names[number % len(names)]}"))
-                print(f"{number} ({names[number % len(names)]}): {what}", flush=True)
+        counts, longest, largest, wrong = run_jobs(args, seeds, work)
 
     print(f"{args.count} images, {wrong} wrong")
     for what, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         print(f"{count:7} {what}")
-    for what in sorted(runner.longest):
-        print(f"{what}: at most {runner.longest[what]:.2f} s, {runner.largest[what] / 1024:.0f} MiB")
+    for what in sorted(longest):
+        print(f"{what}: at most {longest[what]:.2f} s, {largest[what] / 1024:.0f} MiB")
     sys.exit(1 if wrong else 0)
 
 
