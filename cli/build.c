@@ -11,6 +11,7 @@
 #include "cli/manifest.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "common/text.h"
 #include "common/units.h"
 #include "provision/provision.h"
 
@@ -97,27 +98,30 @@ static int build_option(size_t index, const char *argument, void *context, struc
 
 /* --- Looking on --- */
 
+/* What a recipe, programs and guests say does not move the cursor. */
+static void put_line(FILE *out, const char *line)
+{
+    _cleanup_free_ char *text = text_line(line);
+
+    fputs(text != NULL ? text : "?", out);
+    fputc('\n', out);
+}
+
 static void on_step(const struct build_step *step, enum build_event event, void *arg)
 {
     const struct build_context *build = arg;
+    char how[64] = "";
 
     if (build->options->quiet)
         return;
-    switch (event) {
-    case BUILD_STEP_SKIPPED:
-        fprintf(stderr, "[%u/%u] %s: done already\n", step->number, step->count, step->name);
-        break;
-    case BUILD_STEP_STARTED:
-        fprintf(stderr, "[%u/%u] %s\n", step->number, step->count, step->name);
-        break;
-    case BUILD_STEP_DONE:
-        fprintf(stderr, "[%u/%u] %s: %.1f s\n", step->number, step->count, step->name,
-                step->seconds);
-        break;
-    }
+    if (event == BUILD_STEP_SKIPPED)
+        strcpy(how, ": done already");
+    else if (event == BUILD_STEP_DONE)
+        snprintf(how, sizeof(how), ": %.1f s", step->seconds);
+    _cleanup_free_ char *name = text_line(step->name);
+    fprintf(stderr, "[%u/%u] %s%s\n", step->number, step->count, name != NULL ? name : "?", how);
 }
 
-/* What programs and guests write does not move the cursor. */
 static void on_output(const char *line, void *arg)
 {
     const struct build_context *build = arg;
@@ -125,9 +129,7 @@ static void on_output(const char *line, void *arg)
     if (build->options->quiet)
         return;
     fputs("    ", stderr);
-    for (const char *p = line; *p != '\0'; p++)
-        fputc((unsigned char)*p < 0x20 && *p != '\t' ? '?' : *p, stderr);
-    fputc('\n', stderr);
+    put_line(stderr, line);
 }
 
 /* --- What the image's guest is booted with --- */
@@ -241,18 +243,21 @@ static void print_plan(const struct build_context *build, const struct plan_step
     for (size_t i = 0; i < count; i++) {
         const struct plan_step *step = &steps[i];
         if (build->list) {
-            printf("%3u  %-8s %s\n", step->number,
+            printf("%3u  %-8s ", step->number,
                    step->done       ? "done"
                    : step->will_run ? "to do"
-                                    : "later",
-                   step->name);
+                                    : "later");
+            put_line(stdout, step->name);
             continue;
         }
         if (!step->will_run)
             continue;
-        printf("%3u  %s\n", step->number, step->name);
-        for (size_t j = 0; j < step->action_count; j++)
-            printf("       %s\n", step->actions[j]);
+        printf("%3u  ", step->number);
+        put_line(stdout, step->name);
+        for (size_t j = 0; j < step->action_count; j++) {
+            fputs("       ", stdout);
+            put_line(stdout, step->actions[j]);
+        }
     }
 }
 

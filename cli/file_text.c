@@ -170,6 +170,6 @@ int file_json_print(struct file_json *out, const char *image, const char *path,
     fputs(out->any ? ",\n " : "\n ", stdout);
     out->any = true;
     /* That it could not be written, main tells. */
-    (void)json_dumpf(object, stdout, JSON_COMPACT);
+    (void)json_dumpf(object, stdout, JSON_COMPACT | json_stdout_flags());
     return 0;
 }

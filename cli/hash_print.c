@@ -2,17 +2,27 @@
 #include <inttypes.h>
 
 #include "cli/cli.h"
+#include "cli/file_text.h"
+#include "common/text.h"
 #include "common/units.h"
+
+/* Reasons tell names of files and bitmaps. */
+static void print_reason(const char *what, const char *reason)
+{
+    _cleanup_free_ char *text = text_line(reason);
+
+    printf("%s%s%s\n", what, reason[0] != '\0' ? ": " : "", text != NULL ? text : "?");
+}
 
 static void print_method(struct hashtree *tree)
 {
-    const char *reason = hashtree_reason(tree), *why_not;
+    const char *why_not;
     bool tracking = hashtree_tracking(tree, &why_not);
 
-    printf("Method:          \t%s%s%s\n", hashtree_method_name(hashtree_method(tree)),
-           reason[0] != '\0' ? ": " : "", reason);
-    printf("Tracking:        \t%s%s%s\n", tracking ? "on" : "off", why_not[0] != '\0' ? ": " : "",
-           why_not);
+    printf("Method:          \t");
+    print_reason(hashtree_method_name(hashtree_method(tree)), hashtree_reason(tree));
+    printf("Tracking:        \t");
+    print_reason(tracking ? "on" : "off", why_not);
 }
 
 /* The lines of `veritysetup format`, the root hash last. */
@@ -39,7 +49,9 @@ static int print_text(const char *name, struct hashtree *tree, bool method, stru
     hex_encode(root, geometry->digest_size, root_hex);
     if (params->salt_size > 0)
         hex_encode(params->salt, params->salt_size, salt);
-    printf("VERITY header information for %s\n", name);
+    printf("VERITY header information for ");
+    file_print_name(name);
+    putchar('\n');
     printf("UUID:            \t%s\n", uuid_text);
     printf("Hash type:       \t%u\n", params->hash_type);
     printf("Data blocks:     \t%" PRIu64 "\n", params->data_blocks);

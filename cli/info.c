@@ -264,12 +264,18 @@ static void print_label(const char *label)
     printf("%-19s", label);
 }
 
-/* A string out of the image, without what a terminal would take for a command. */
-static void print_text(const char *text)
+/* A string out of the image, without what a terminal would take for a command, in a column of
+ * `width` bytes. */
+static void print_column(const char *text, int width)
 {
     _cleanup_free_ char *printable = text_printable(text);
 
-    fputs(printable != NULL ? printable : "?", stdout);
+    printf("%-*s", width, printable != NULL ? printable : "?");
+}
+
+static void print_text(const char *text)
+{
+    print_column(text, 0);
 }
 
 static void print_line(const char *label, const char *text)
@@ -396,12 +402,14 @@ static void print_partition(const struct facts *facts, const struct partition *p
 {
     char size[FORMAT_SIZE_MAX];
 
-    printf(" %c%-3u %-15" PRIu64 " %-10s %-37s %-12s", partition == facts->data ? '*' : ' ',
-           partition->number, partition->start, format_size(partition->size, size),
-           partition->type != NULL ? partition->type : "-",
-           partition->container         ? "(extended)"
-           : partition->fs_type != NULL ? partition->fs_type
-                                        : "-");
+    printf(" %c%-3u %-15" PRIu64 " %-10s ", partition == facts->data ? '*' : ' ', partition->number,
+           partition->start, format_size(partition->size, size));
+    print_column(partition->type != NULL ? partition->type : "-", 37);
+    putchar(' ');
+    print_column(partition->container         ? "(extended)"
+                 : partition->fs_type != NULL ? partition->fs_type
+                                              : "-",
+                 12);
     if (partition->label != NULL) {
         printf(" label=\"");
         print_text(partition->label);
@@ -431,7 +439,7 @@ static void print_partitions(const struct facts *facts)
         return;
     }
     print_label("Partition table:");
-    printf("%s", table->type);
+    print_text(table->type);
     if (table->uuid != NULL) {
         printf(", ");
         print_text(table->uuid);

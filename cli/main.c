@@ -8,6 +8,7 @@
 
 #include "cli/options.h"
 #include "common/log.h"
+#include "common/text.h"
 
 static const struct cli_command *const commands[] = {
     /* In the order of `qverity --help`. */
@@ -40,12 +41,10 @@ static void print_help(void)
 
 int cli_usage_error(struct error *err, const char *format, ...)
 {
-    _cleanup_free_ char *text = NULL;
     va_list args;
 
     va_start(args, format);
-    if (vasprintf(&text, format, args) < 0)
-        text = NULL;
+    _cleanup_free_ char *text = text_vformat(format, args);
     va_end(args);
     return error_set(err, CLI_USAGE_CODE, "%s", text != NULL ? text : format);
 }

@@ -37,7 +37,7 @@ static const char *file_name(struct printer *printer, size_t file)
             *name = text_printable(path);
         } else {
             _cleanup_json_ json_t *text = json_text(path);
-            *name = text != NULL ? json_dumps(text, JSON_ENCODE_ANY) : NULL;
+            *name = text != NULL ? json_dumps(text, JSON_ENCODE_ANY | json_stdout_flags()) : NULL;
         }
     }
     return *name;

@@ -19,6 +19,7 @@
 #include <sys/random.h>
 
 #include "cli/cli.h"
+#include "cli/file_text.h"
 #include "cli/tool.h"
 #include "common/checked.h"
 #include "common/log.h"
@@ -372,8 +373,8 @@ static int print_state(const struct cli_options *options, const struct track *tr
                        struct error *err)
 {
     if (!options->json) {
-        printf("%s: change tracking is %s%s", track->path, track->on ? "on" : "off",
-               already ? " already" : "");
+        file_print_name(track->path);
+        printf(": change tracking is %s%s", track->on ? "on" : "off", already ? " already" : "");
         if (track->on)
             printf(", in granules of %" PRIu64 " bytes", track->granularity);
         putchar('\n');

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "cli/cli.h"
+#include "cli/file_text.h"
 #include "common/checked.h"
 #include "common/io.h"
 #include "common/log.h"
@@ -266,25 +267,27 @@ static int check(const struct cli_options *options, struct job *job, struct plac
 
 static void print_place(const struct job *job, const struct place *place)
 {
+    file_print_name(place->kind != PLACE_DATA && job->hash_device != NULL
+                        ? job->hash_device
+                        : image_path(job->target.image));
     switch (place->kind) {
     case PLACE_SUPERBLOCK:
-        printf("%s: superblock: byte %" PRIu64
-               ", which has no meaning, is not zero (offset %" PRIu64 ")\n",
-               job->hash_device, place->index, place->offset);
+        printf(": superblock: byte %" PRIu64 ", which has no meaning, is not zero (offset %" PRIu64
+               ")\n",
+               place->index, place->offset);
         return;
     case PLACE_ROOT:
-        printf("%s: does not have the root hash\n",
-               job->hash_device != NULL ? job->hash_device : image_path(job->target.image));
+        puts(": does not have the root hash");
         return;
     case PLACE_NODE:
-        printf("%s: level %u, block %" PRIu64 ": not what the level above says (offset %" PRIu64
+        printf(": level %u, block %" PRIu64 ": not what the level above says (offset %" PRIu64
                ")\n",
-               job->hash_device, place->level, place->index, place->offset);
+               place->level, place->index, place->offset);
         return;
     case PLACE_DATA:
-        printf("%s: data block %" PRIu64 ": not what level 0 says (offset %" PRIu64
+        printf(": data block %" PRIu64 ": not what level 0 says (offset %" PRIu64
                " of the partition)\n",
-               image_path(job->target.image), place->index, place->offset);
+               place->index, place->offset);
         return;
     }
     abort();

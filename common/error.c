@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/text.h"
+
 void error_clear(struct error *err)
 {
     if (err == NULL)
@@ -26,8 +28,7 @@ error_setv(struct error *err, int code, bool with_strerror, const char *format, 
     assert(code > 0);
     if (err == NULL)
         return -code;
-    if (vasprintf(&text, format, args) < 0)
-        text = NULL;
+    text = text_vformat(format, args);
     if (text != NULL && with_strerror) {
         if (asprintf(&message, "%s: %s", text, strerror_r(code, reason, sizeof(reason))) < 0)
             message = NULL;
@@ -71,8 +72,7 @@ int error_prefix(struct error *err, const char *format, ...)
         return -EIO;
     assert(err->code > 0);
     va_start(args, format);
-    if (vasprintf(&prefix, format, args) < 0)
-        prefix = NULL;
+    prefix = text_vformat(format, args);
     va_end(args);
     if (prefix != NULL && asprintf(&message, "%s: %s", prefix, error_message(err)) >= 0) {
         free(err->message);

@@ -4,7 +4,9 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "common/text.h"
 #include "common/units.h"
 
 int json_put(json_t *object, const char *key, json_t *value, struct error *err)
@@ -12,25 +14,6 @@ int json_put(json_t *object, const char *key, json_t *value, struct error *err)
     if (value == NULL || json_object_set_new(object, key, value) != 0)
         return error_oom(err);
     return 0;
-}
-
-/* Length of the valid UTF-8 sequence at `s` (RFC 3629), or 0. */
-static size_t utf8_sequence(const unsigned char *s)
-{
-    if (s[0] < 0x80)
-        return 1;
-    size_t n = s[0] >= 0xc2 && s[0] <= 0xdf   ? 2
-               : s[0] >= 0xe0 && s[0] <= 0xef ? 3
-               : s[0] >= 0xf0 && s[0] <= 0xf4 ? 4
-                                              : 0;
-    for (size_t i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80) /* also stops at the NUL */
-            return 0;
-    /* Overlong forms, surrogates, and what is above U+10FFFF. */
-    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
-        (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
-        return 0;
-    return n;
 }
 
 json_t *json_text(const char *text)
@@ -45,7 +28,7 @@ json_t *json_text(const char *text)
     if (clean == NULL)
         return NULL;
     while (*text != '\0') {
-        size_t n = utf8_sequence((const unsigned char *)text);
+        size_t n = text_utf8(text, NULL);
         if (n == 0) {
             memcpy(clean + length, replacement, sizeof(replacement) - 1);
             length += sizeof(replacement) - 1;
@@ -82,10 +65,19 @@ int json_put_text(json_t *object, const char *key, const char *hex_key, const ch
     return r;
 }
 
+size_t json_stdout_flags(void)
+{
+    static int terminal = -1;
+
+    if (terminal < 0)
+        terminal = isatty(STDOUT_FILENO);
+    return terminal != 0 ? JSON_ENSURE_ASCII : 0;
+}
+
 int json_print(const json_t *json, struct error *err)
 {
-    if (json_dumpf(json, stdout, JSON_INDENT(2)) != 0 || putchar('\n') == EOF ||
-        fflush(stdout) == EOF)
+    if (json_dumpf(json, stdout, JSON_INDENT(2) | json_stdout_flags()) != 0 ||
+        putchar('\n') == EOF || fflush(stdout) == EOF)
         return error_set_errno(err, errno != 0 ? errno : EIO, "standard output: cannot write");
     return 0;
 }

@@ -28,5 +28,9 @@ json_t *json_text(const char *text);
 int json_put_text(json_t *object, const char *key, const char *hex_key, const char *text,
                   struct error *err);
 
+/* Flags for jansson to write strings to stdout with: on a terminal all that is not ASCII becomes
+ * \uNNNN, so that names out of images cannot do anything to it. */
+size_t json_stdout_flags(void);
+
 /* Writes `json` and a newline to stdout, indented, keys in the order they were put. */
 int json_print(const json_t *json, struct error *err);

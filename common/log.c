@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/text.h"
 
 static _Atomic int log_level = LOG_LEVEL_NOTICE;
 static _Atomic bool log_use_syslog;
@@ -35,15 +36,6 @@ void log_to_syslog(void)
     atomic_store(&log_use_syslog, true);
 }
 
-/* Names out of images and guests end up in messages: they shall not move the cursor or forge lines.
- */
-static void defuse(char *text)
-{
-    for (; *text != '\0'; text++)
-        if ((unsigned char)*text < 0x20 || *text == 0x7f)
-            *text = '?';
-}
-
 void log_line(enum log_level level, const char *format, ...)
 {
     static const int priority[] = {
@@ -56,13 +48,12 @@ void log_line(enum log_level level, const char *format, ...)
 
     if (!log_enabled(level))
         return;
-    _cleanup_free_ char *text = NULL;
     va_start(args, format);
-    if (vasprintf(&text, format, args) < 0)
-        text = NULL;
+    _cleanup_free_ char *raw = text_vformat(format, args);
     va_end(args);
-    if (text != NULL)
-        defuse(text);
+    /* Names out of images and guests end up in messages: they shall not move the cursor or forge
+     * lines. */
+    _cleanup_free_ char *text = raw != NULL ? text_line(raw) : NULL;
     if (atomic_load_explicit(&log_use_syslog, memory_order_relaxed)) {
         syslog(priority[level], "%s", text != NULL ? text : format);
     } else {

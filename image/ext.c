@@ -9,6 +9,7 @@
 
 #include "common/checked.h"
 #include "common/log.h"
+#include "common/text.h"
 
 /*
  * Opening a file system. What the superblock says is checked before the library sees it: the
@@ -162,12 +163,10 @@ static const char *library_message(errcode_t code)
 
 int ext_error(struct file_system *fs, errcode_t code, struct error *err, const char *format, ...)
 {
-    _cleanup_free_ char *what = NULL;
     va_list args;
 
     va_start(args, format);
-    if (vasprintf(&what, format, args) < 0)
-        what = NULL;
+    _cleanup_free_ char *what = text_vformat(format, args);
     va_end(args);
     if (what == NULL || code == ENOMEM || code == EXT2_ET_NO_MEMORY)
         return error_oom(err);

@@ -6,6 +6,7 @@
 #include <yaml.h>
 
 #include "common/io.h"
+#include "common/text.h"
 
 #define FILE_MAX (1024 * 1024)
 #define DEPTH_MAX 16
@@ -31,12 +32,11 @@ static bool make_room(struct problems *problems)
 void problems_add(struct problems *problems, const char *file, unsigned line, const char *format,
                   ...)
 {
-    _cleanup_free_ char *text = NULL, *whole = NULL;
+    _cleanup_free_ char *whole = NULL;
     va_list args;
 
     va_start(args, format);
-    if (vasprintf(&text, format, args) < 0)
-        text = NULL;
+    _cleanup_free_ char *text = text_vformat(format, args);
     va_end(args);
     if (text == NULL || asprintf(&whole, "%s:%u: %s", file, line, text) < 0)
         whole = NULL;

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "common/checked.h"
+#include "common/text.h"
 #include "common/units.h"
 
 /* What is being read: a field's value. */
@@ -23,12 +24,10 @@ static void problem(const struct value *value, const struct doc *node, const cha
 
 static void problem(const struct value *value, const struct doc *node, const char *format, ...)
 {
-    _cleanup_free_ char *text = NULL;
     va_list args;
 
     va_start(args, format);
-    if (vasprintf(&text, format, args) < 0)
-        text = NULL;
+    _cleanup_free_ char *text = text_vformat(format, args);
     va_end(args);
     problems_add(value->place->problems, value->place->file, node->line, "%s: %s: %s",
                  value->place->what, value->field->name, text != NULL ? text : format);

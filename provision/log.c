@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/io.h"
+#include "common/text.h"
 
 #define LINE_MAX_LENGTH 1000
 
@@ -94,12 +95,10 @@ void log_forget(struct log *log)
 
 void build_say(struct build *build, const char *format, ...)
 {
-    _cleanup_free_ char *text = NULL;
     va_list args;
 
     va_start(args, format);
-    if (vasprintf(&text, format, args) < 0)
-        text = NULL;
+    _cleanup_free_ char *text = text_vformat(format, args);
     va_end(args);
     if (build->log != NULL && text != NULL)
         log_say(build->log, text);

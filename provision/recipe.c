@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "common/text.h"
 #include "common/units.h"
 #include "provision/internal.h"
 
@@ -26,12 +27,10 @@ void problems_clear(struct problems *problems)
 void checker_problem(struct checker *checker, const struct step *step, unsigned line,
                      const char *format, ...)
 {
-    _cleanup_free_ char *text = NULL;
     va_list args;
 
     va_start(args, format);
-    if (vasprintf(&text, format, args) < 0)
-        text = NULL;
+    _cleanup_free_ char *text = text_vformat(format, args);
     va_end(args);
     if (line == 0)
         line = step->node != NULL ? step->node->line : 1;
@@ -44,12 +43,10 @@ static void recipe_problem(struct checker *checker, const struct doc *node, cons
 
 static void recipe_problem(struct checker *checker, const struct doc *node, const char *format, ...)
 {
-    _cleanup_free_ char *text = NULL;
     va_list args;
 
     va_start(args, format);
-    if (vasprintf(&text, format, args) < 0)
-        text = NULL;
+    _cleanup_free_ char *text = text_vformat(format, args);
     va_end(args);
     problems_add(checker->problems, checker->recipe->path, node->line, "%s",
                  text != NULL ? text : format);

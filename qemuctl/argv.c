@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "common/text.h"
+
 void argv_clear(struct argv *argv)
 {
     for (size_t i = 0; i < argv->count; i++)
@@ -41,14 +43,11 @@ void argv_add(struct argv *argv, const char *item)
 
 void argv_addf(struct argv *argv, const char *format, ...)
 {
-    char *item = NULL;
     va_list args;
 
     va_start(args, format);
-    if (vasprintf(&item, format, args) < 0)
-        item = NULL;
+    add_owned(argv, text_vformat(format, args));
     va_end(args);
-    add_owned(argv, item);
 }
 
 void argv_add_pair(struct argv *argv, const char *option, const char *value)
@@ -70,15 +69,6 @@ static bool is_plain(const char *word)
     return word[0] != '\0' &&
            word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
                              "_-+./:,@%=")] == '\0';
-}
-
-/* Control characters: of one byte, or C1 ones in UTF-8. */
-static bool has_controls(const char *word)
-{
-    for (const unsigned char *p = (const unsigned char *)word; *p != '\0'; p++)
-        if (*p < 0x20 || *p == 0x7f || (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0))
-            return true;
-    return false;
 }
 
 /* As $'...', which bash, zsh, ksh and POSIX of 2024 have: one line, and no harm to a terminal. */
@@ -122,7 +112,7 @@ static char *join(const struct argv *argv, bool escape)
         const char *word = argv->items[i];
         if (is_plain(word))
             fputs(word, out);
-        else if (escape && has_controls(word))
+        else if (escape && !text_is_line(word))
             put_escaped(out, word);
         else
             put_quoted(out, word);

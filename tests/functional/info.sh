@@ -113,6 +113,13 @@ like "paths in the map" "$("$QVERITY" map $'dir\n\e[1m/label.img' | head -n 1)" 
 ok "and in its JSON" bash -c '"$1" map --json "$2" | python3 -c "import json, sys; json.load(sys.stdin)"' - \
     "$QVERITY" $'dir\n\e[1m/label.img'
 
+name=$'C1 \xc2\x9b2J turned \xe2\x80\xae'
+refused "nor do they in messages" 1 '^qverity: C1 \\xc2\\x9b2J turned \\xe2\\x80\\xae: ' "$QVERITY" info "$name"
+cp evil.qcow2 "$name"
+like "nor from JSON on a terminal" "$(script -qec "'$QVERITY' info --json '$name'" /dev/null </dev/null)" \
+    '"path": "C1 \\u009B2J turned \\u202E"'
+like "which is as it is elsewhere" "$("$QVERITY" info --json "$name")" "\"path\": \"$name\""
+
 # --- Arguments ---
 
 refused "info without an image" 2 "info: arguments are missing" "$QVERITY" info
