@@ -319,14 +319,38 @@ static int prepare(struct build *build, const struct step *step, struct error *e
     }
 }
 
-/* The tree that this step's is a copy of, unless installing it again would take long. */
+/* Installing it again would take long. */
+static bool keeps_tree(const struct step *step)
+{
+    return strcmp(step->type->kind, "install") == 0;
+}
+
+/* The tree that this step's is a copy of. */
 static void drop_old_tree(struct build *build, size_t i)
 {
     const ssize_t base = base_of(build->recipe, i);
     const struct step *steps = build->recipe->steps;
 
-    if (base >= 0 && steps[i].type->changes && strcmp(steps[base].type->kind, "install") != 0)
+    if (base >= 0 && steps[i].type->changes && !keeps_tree(&steps[base]))
         (void)work_drop_tree(build, &steps[base], NULL);
+}
+
+/* The trees that a build which was killed did not come to drop, or not to the end. */
+static int drop_old_trees(const struct build *build, const struct plan *plan, struct error *err)
+{
+    const struct recipe *recipe = build->recipe;
+    bool newest = true;
+    int r = 0;
+
+    for (size_t i = plan->begin; r == 0 && i-- > 0;) {
+        const struct step *step = &recipe->steps[i];
+        if (plan->states[i].has_tree && !newest && !keeps_tree(step))
+            r = work_drop_tree(build, step, err);
+        else
+            r = work_finish_drop(build, step, err);
+        newest = newest && !plan->states[i].has_tree;
+    }
+    return r;
 }
 
 static void forget_step(struct build *build)
@@ -467,9 +491,10 @@ static int do_steps(struct build *build, const struct plan *plan, json_t *report
         if (r < 0)
             return r;
     }
-    if (plan->begin >= plan->end)
-        return 0;
-    int r = work_forget(build, recipe->steps[plan->begin].number, err);
+    int r = drop_old_trees(build, plan, err);
+    if (r < 0 || plan->begin >= plan->end)
+        return r;
+    r = work_forget(build, recipe->steps[plan->begin].number, err);
     if (r == 0)
         r = restore(build, plan->begin, err);
     for (size_t i = plan->begin; r == 0 && i < plan->end; i++) {

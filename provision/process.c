@@ -17,8 +17,13 @@
 /*
  * As root there are two processes: the first one of a new PID namespace, which prepares the mounts,
  * waits for the program and reaps what the program leaves, and the program. When the first one
- * ends, the kernel kills the rest of the namespace; it is itself killed when this process dies.
- * Both have to be told apart from a fork(): the clone system call makes them.
+ * ends, the kernel kills the rest of the namespace. Both have to be told apart from a fork(): the
+ * clone system call makes them.
+ *
+ * When this process dies, the first one is told by a signal, kills all others, and ends when they
+ * are gone. It is not killed itself: as it has no other program, it holds the descriptors of this
+ * process, the work directory's lock among them, and by that lock the next build waits for the end
+ * of whatever may still write into the directory.
  *
  * The end is learnt from a pipe that only those processes hold and into which the status is
  * written; it closes when they are gone, whichever way.
@@ -84,6 +89,8 @@ static _Noreturn void exec_program(const struct process_options *options, const 
     for (int i = 0; i < 3; i++)
         if (dup2(sources[i], i) < 0)
             child_fail(pipes, "dup2");
+    /* Also those that QEMU gets. */
+    (void)close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
     /* Also for the search of the program: PATH may be another one. */
     if (options->environment != NULL)
         environ = (char **)options->environment;
@@ -91,13 +98,39 @@ static _Noreturn void exec_program(const struct process_options *options, const 
     child_fail(pipes, options->argv[0]);
 }
 
-/* Waits until the parent says go. */
-static void await_go(const struct pipes *pipes)
+/* Waits until the parent says go. When the parent dies, `signal` comes. */
+static void await_go(const struct pipes *pipes, int signal)
 {
     char go;
 
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || read(pipes->hold[0], &go, 1) != 1)
+    if (prctl(PR_SET_PDEATHSIG, signal) < 0 || read(pipes->hold[0], &go, 1) != 1)
         _exit(127);
+}
+
+/* Nobody else sends it to whole process groups. */
+#define ORPHANED SIGUSR2
+static volatile sig_atomic_t orphaned;
+
+static void kill_all(int signal)
+{
+    const int code = errno;
+
+    (void)signal;
+    orphaned = true;
+    (void)kill(-1, SIGKILL);
+    errno = code;
+}
+
+static void expect_orphaned(void)
+{
+    struct sigaction action = {.sa_handler = kill_all};
+    sigset_t set;
+
+    sigemptyset(&action.sa_mask);
+    (void)sigaction(ORPHANED, &action, NULL);
+    sigemptyset(&set);
+    sigaddset(&set, ORPHANED);
+    (void)sigprocmask(SIG_UNBLOCK, &set, NULL);
 }
 
 /* The first process of the namespace. */
@@ -109,11 +142,12 @@ static _Noreturn void supervise(const struct process_options *options, const str
     const char *failed = NULL;
     pid_t program, pid;
 
-    await_go(pipes);
+    expect_orphaned();
+    await_go(pipes, ORPHANED);
     if (mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0)
         child_fail(pipes, "cannot make mounts private");
     if (options->root != NULL) {
-        if (root_enter(options->root, &root, &failed) < 0)
+        if (root_enter(options->root, options->visits, &root, &failed) < 0)
             child_fail(pipes, failed);
     } else if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0) {
         child_fail(pipes, "cannot mount /proc");
@@ -125,12 +159,17 @@ static _Noreturn void supervise(const struct process_options *options, const str
         (void)setsid();
         exec_program(options, pipes, input);
     }
+    if (orphaned)
+        (void)kill(-1, SIGKILL);
     /* Theirs alone: what the program leaves running must not keep us from seeing the end. */
     close(pipes->out[1]);
     close(pipes->err[1]);
     do
         pid = waitpid(-1, &report.status, 0);
     while (pid != program && (pid >= 0 || errno == EINTR));
+    (void)kill(-1, SIGKILL);
+    while (waitpid(-1, NULL, 0) >= 0 || errno == EINTR)
+        ;
     root_leave(&root);
     (void)!write(pipes->report[1], &report, sizeof(report));
     _exit(0);
@@ -140,7 +179,7 @@ static _Noreturn void supervise(const struct process_options *options, const str
 static _Noreturn void run_plain(const struct process_options *options, const struct pipes *pipes,
                                 int input)
 {
-    await_go(pipes);
+    await_go(pipes, SIGKILL);
     (void)setsid();
     exec_program(options, pipes, input);
 }

@@ -13,13 +13,17 @@
  *
  * As root a program runs in a PID namespace and a mount namespace of its own: whatever it has
  * started ends when it ends, and what it mounted is seen by nobody else and goes with it, also
- * when this process is killed. Without root there is only its process group, which is killed.
+ * when this process is killed: then descriptors that this process had without FD_CLOEXEC, and locks
+ * by them, stay open until the last of them is gone. Without root there is only its process group,
+ * which is killed.
  */
 struct process_options {
     char *const *argv;        /* ended by NULL */
     char *const *environment; /* "NAME=VALUE", ended by NULL; NULL: this process's */
     const char *root;         /* the tree to run in, with /proc, /sys and /dev; NULL: here.
                                * Needs root */
+    bool visits;              /* the tree stays as it is, not a file of ours is put there meanwhile:
+                               * no name is resolved, and services may be started */
     int input;                /* stdin, read from where it stands; -1: /dev/null */
     uint64_t timeout;         /* seconds; 0: none */
     int interrupt;            /* a descriptor: once it is readable the program is killed; or -1 */

@@ -93,7 +93,7 @@ static void forbid_services(struct root_state *state)
     close(fd);
 }
 
-int root_enter(const char *path, struct root_state *ret, const char **ret_failed)
+int root_enter(const char *path, bool visits, struct root_state *ret, const char **ret_failed)
 {
     int servers = (int)syscall(SYS_open_tree, AT_FDCWD, RESOLV_CONF, OPEN_TREE_CLONE);
 
@@ -108,10 +108,12 @@ int root_enter(const char *path, struct root_state *ret, const char **ret_failed
         return -1;
     if (make_devices(ret_failed) < 0)
         return -1;
-    show_resolv_conf(servers, ret);
+    if (!visits) {
+        show_resolv_conf(servers, ret);
+        forbid_services(ret);
+    }
     if (servers >= 0)
         close(servers);
-    forbid_services(ret);
     return 0;
 }
 

@@ -13,9 +13,10 @@ struct root_state {
 
 #define ROOT_STATE_INIT ((struct root_state){0})
 
-/* Makes `path` the root directory, with /proc, /sys, /dev, the host's DNS servers, and no service
- * started by a package that is installed. Returns -1 with errno and *ret_failed. */
-int root_enter(const char *path, struct root_state *ret, const char **ret_failed);
+/* Makes `path` the root directory, with /proc, /sys, /dev and, unless it `visits` only, the host's
+ * DNS servers, and no service started by a package that is installed. Returns -1 with errno and
+ * *ret_failed. */
+int root_enter(const char *path, bool visits, struct root_state *ret, const char **ret_failed);
 
 /* Takes out what root_enter() put there. */
 void root_leave(const struct root_state *state);

@@ -127,6 +127,9 @@ static int run_in_tree(struct build *build, const struct place_command *command,
     struct process_options options = {
         .argv = command->argv,
         .root = build->tree,
+        /* Of a step that changes nothing it is the tree of another one, which is kept: what a
+         * killed build leaves there would stay. */
+        .visits = !build->step->type->changes,
         .input = command->input,
         .timeout = command->timeout,
         .interrupt = build->options->interrupt,

@@ -24,6 +24,35 @@ static int make_directory(const char *path, mode_t mode, struct error *err)
     return 0;
 }
 
+/*
+ * Two locks of the file. The one of fcntl() is this process's alone: who has it, builds. The one of
+ * flock() is also had by all processes that got the descriptor from this one, and is free when the
+ * last of them is gone: that is waited for, as they may still write into the directory when a build
+ * was killed just now. QEMU gets it, and the processes that watch over programs (process.c).
+ */
+#define DYING_SECONDS 60
+#define DYING_POLL_US 10000
+
+static int take_lock(int fd, const char *directory, struct error *err)
+{
+    struct flock own = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    if (fcntl(fd, F_SETLK, &own) < 0)
+        return errno == EAGAIN || errno == EACCES
+                   ? error_set(err, EBUSY, "%s: another build runs in this directory", directory)
+                   : error_set_errno(err, errno, "%s/lock: cannot lock", directory);
+    for (int i = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
+        if (errno != EWOULDBLOCK)
+            return error_set_errno(err, errno, "%s/lock: cannot lock", directory);
+        if (i == DYING_SECONDS * 1000000 / DYING_POLL_US)
+            return error_set(err, EBUSY,
+                             "%s: processes of a build that was killed still run in this directory",
+                             directory);
+        usleep(DYING_POLL_US);
+    }
+    return 0;
+}
+
 int work_open(const char *path, char **ret_path, int *ret_lock, struct error *err)
 {
     _cleanup_free_ char *real = NULL, *lock_path = NULL, *steps = NULL;
@@ -37,13 +66,13 @@ int work_open(const char *path, char **ret_path, int *ret_lock, struct error *er
         return error_set_errno(err, errno, "%s", path);
     if (asprintf(&lock_path, "%s/lock", real) < 0 || asprintf(&steps, "%s/steps", real) < 0)
         return error_oom(err);
-    lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    /* Without O_CLOEXEC: QEMU is to have it, too. */
+    lock = open(lock_path, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
     if (lock < 0)
         return error_set_errno(err, errno, "%s: cannot open", lock_path);
-    if (flock(lock, LOCK_EX | LOCK_NB) < 0)
-        return errno == EWOULDBLOCK
-                   ? error_set(err, EBUSY, "%s: another build runs in this directory", real)
-                   : error_set_errno(err, errno, "%s: cannot lock", lock_path);
+    r = take_lock(lock, real, err);
+    if (r < 0)
+        return r;
     /* What is in there holds the system before it is sealed, secrets included. */
     r = make_directory(steps, 0700, err);
     if (r < 0)
@@ -146,22 +175,30 @@ int work_drop_tree(const struct build *build, const struct step *step, struct er
     if (asprintf(&tree, "%s/steps/%s/" TREE_NAME, build->work, step->folder) < 0 ||
         asprintf(&old, "%s/steps/%s/" OLD_TREE_NAME, build->work, step->folder) < 0)
         return error_oom(err);
+    int r = work_finish_drop(build, step, err);
+    if (r < 0)
+        return r;
     /* Nothing is ever made of a tree that is there in part. */
     if (rename(tree, old) < 0)
         return errno == ENOENT ? 0 : error_set_errno(err, errno, "%s: cannot rename", tree);
     return remove_all(old, err);
 }
 
-/* Removes a step's folder, or what is left over in one that is kept. */
-static int clean_folder(const char *steps, const char *name, bool keep, struct error *err)
+int work_finish_drop(const struct build *build, const struct step *step, struct error *err)
 {
-    _cleanup_free_ char *folder = NULL, *old = NULL;
+    _cleanup_free_ char *old = NULL;
 
-    if (asprintf(&folder, "%s/%s", steps, name) < 0 ||
-        asprintf(&old, "%s/" OLD_TREE_NAME, folder) < 0)
+    if (asprintf(&old, "%s/steps/%s/" OLD_TREE_NAME, build->work, step->folder) < 0)
         return error_oom(err);
-    if (keep)
-        return remove_all(old, err);
+    return remove_all(old, err);
+}
+
+static int remove_folder(const char *steps, const char *name, struct error *err)
+{
+    _cleanup_free_ char *folder = NULL;
+
+    if (asprintf(&folder, "%s/%s", steps, name) < 0)
+        return error_oom(err);
     int r = forget_state(folder, err);
     return r < 0 ? r : remove_all(folder, err);
 }
@@ -179,8 +216,8 @@ int work_forget(const struct build *build, unsigned from, struct error *err)
         return error_set_errno(err, errno, "%s: cannot read the directory", steps);
     for (int i = 0; i < count; i++) {
         const char *name = entries[i]->d_name;
-        if (r == 0 && name[0] != '.')
-            r = clean_folder(steps, name, is_step_folder(build->recipe, name, from), err);
+        if (r == 0 && name[0] != '.' && !is_step_folder(build->recipe, name, from))
+            r = remove_folder(steps, name, err);
         free(entries[i]);
     }
     free(entries);

@@ -22,8 +22,9 @@
 #define TREE_NAME "tree"
 #define DISK_NAME "disk.qcow2"
 
-/* Makes the directory and takes its lock: -EBUSY if another build runs there. *ret_path is its
- * absolute path, owned; the lock goes with *ret_lock. */
+/* Makes the directory and takes its lock: -EBUSY if another build runs there. If one was killed,
+ * its last processes are waited for, for up to a minute. *ret_path is its absolute path, owned; the
+ * lock goes with *ret_lock, which programs that are started inherit. */
 int work_open(const char *path, char **ret_path, int *ret_lock, struct error *err);
 
 struct step_state {
@@ -52,6 +53,9 @@ int work_forget(const struct build *build, unsigned from, struct error *err);
 
 /* Removes the tree that a step left, which is then gone at once for whoever looks for it. */
 int work_drop_tree(const struct build *build, const struct step *step, struct error *err);
+
+/* Removes what is left of a tree if that was not done to its end. */
+int work_finish_drop(const struct build *build, const struct step *step, struct error *err);
 
 /* Removes a file or a directory with all below it, on one file system only, following no links;
  * that it is not there is no error. */
