@@ -245,8 +245,12 @@ static char *make_name(const struct step *step, const struct doc *value)
         if (word->kind != DOC_TEXT || word->text[0] == '\0')
             break;
         size_t length = strcspn(word->text, "\n\r\t");
-        if (length > 40)
+        if (length > 40) {
             length = 40;
+            /* Not in the middle of a character: not in front of a byte that continues one. */
+            while (length > 0 && (word->text[length] & 0xc0) == 0x80)
+                length--;
+        }
         used += (size_t)snprintf(name + used, 128 - used, " %.*s", (int)length, word->text);
     }
     return name;

@@ -152,9 +152,17 @@ int place_run_status(struct build *build, const struct place_command *command, i
     log_command(build, command->argv);
     if (build->guest == NULL)
         return run_in_tree(build, command, &sink, ret_status, err);
+    _cleanup_argv_ struct argv environment = ARGV_INIT;
+    argv_add(&environment, "DEBIAN_FRONTEND=noninteractive");
+    argv_addf(&environment, "SOURCE_DATE_EPOCH=%llu", (unsigned long long)build->recipe->epoch);
+    for (size_t i = 0; command->environment != NULL && command->environment[i] != NULL; i++)
+        argv_add(&environment, command->environment[i]);
+    int r = argv_check(&environment, err);
+    if (r < 0)
+        return r;
     const struct guest_command guest = {
         .argv = command->argv,
-        .environment = command->environment,
+        .environment = environment.items,
         .input = command->input,
         .timeout = command->timeout,
         .output = take_output,

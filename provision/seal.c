@@ -196,17 +196,17 @@ static bool any_fits(const struct texts *patterns, const char *path)
     return false;
 }
 
-static const struct rule *find_rule(const struct sealer *sealer, const struct source_node *node)
+/* That of the path alone. */
+static const struct rule *rule_of(const struct sealer *sealer, const char *path, bool is_directory)
 {
     static const struct rule recipe = {"", REMOVE, CATEGORY_RECIPE};
-    const bool is_directory = S_ISDIR(node->attributes.mode);
 
-    if (any_fits(sealer->rules->keep, node->path))
+    if (any_fits(sealer->rules->keep, path))
         return NULL;
-    if (any_fits(sealer->rules->remove, node->path))
+    if (any_fits(sealer->rules->remove, path))
         return &recipe;
     for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
-        if (!fits(rules[i].pattern, node->path))
+        if (!fits(rules[i].pattern, path))
             continue;
         /* Of what is below a directory, logs and lists keep their directories. */
         if (is_directory && is_deep(rules[i].pattern) &&
@@ -215,6 +215,50 @@ static const struct rule *find_rule(const struct sealer *sealer, const struct so
         return &rules[i];
     }
     return NULL;
+}
+
+static bool keeps_anything(const struct sealer *sealer)
+{
+    return sealer->rules->keep != NULL && sealer->rules->keep->count > 0;
+}
+
+static const struct rule *find_rule(const struct sealer *sealer, const struct source_node *node)
+{
+    const struct rule *rule = rule_of(sealer, node->path, S_ISDIR(node->attributes.mode));
+
+    /* Below a directory that is removed as a whole nobody asks, unless something there may stay. */
+    if ((rule != NULL && rule->treatment == REMOVE) || !keeps_anything(sealer) ||
+        any_fits(sealer->rules->keep, node->path))
+        return rule;
+    _cleanup_free_ char *above = strdup(node->path);
+    for (char *slash; above != NULL && (slash = strrchr(above, '/')) != NULL && slash != above;) {
+        *slash = '\0';
+        const struct rule *whole = rule_of(sealer, above, true);
+        if (whole != NULL && whole->treatment == REMOVE)
+            return whole;
+    }
+    return rule;
+}
+
+/* Whether something that the recipe keeps could be below the directory. */
+static bool leads_to_kept(const struct sealer *sealer, const char *directory)
+{
+    const struct texts *keep = sealer->rules->keep;
+    int depth = 0;
+
+    for (const char *p = directory; *p != '\0'; p++)
+        depth += *p == '/';
+    for (size_t i = 0; keep != NULL && i < keep->count; i++) {
+        const char *end = keep->items[i];
+        for (int j = 0; j < depth && end != NULL; j++)
+            end = strchr(end + 1, '/');
+        if (end == NULL)
+            continue;
+        _cleanup_free_ char *head = strndup(keep->items[i], (size_t)(end - keep->items[i]));
+        if (head == NULL || fnmatch(head, directory, FNM_PATHNAME | FNM_PERIOD) == 0)
+            return true;
+    }
+    return false;
 }
 
 /* --- The filter --- */
@@ -237,7 +281,8 @@ static int judge(void *arg, const struct source_node *node, enum filter_verdict 
     if (rule == NULL)
         return 0;
     if (rule->treatment == REMOVE)
-        *ret = FILTER_DROP;
+        *ret = S_ISDIR(node->attributes.mode) && leads_to_kept(sealer, node->path) ? FILTER_SIFT
+                                                                                   : FILTER_DROP;
     else if (is_file)
         *ret = FILTER_REPLACE;
     return 0;

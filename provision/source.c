@@ -322,13 +322,37 @@ static int drop(struct copy *copy, const struct source_node *top, const struct s
     return r;
 }
 
+/* Whether anything in the directory is kept. */
+static int holds_kept(struct copy *copy, const struct source_node *directory, unsigned depth,
+                      bool *ret, struct error *err)
+{
+    const struct filter *filter = copy->options->filter;
+    _cleanup_(listing_clear_cleanup) struct listing listing = {0};
+    enum filter_verdict verdict;
+    bool found = false;
+
+    if (depth > DEPTH_MAX)
+        return error_set(err, ELOOP, "%s: directories are nested too deep", directory->path);
+    int r = list_sorted(copy, directory, &listing, err);
+    for (size_t i = 0; r == 0 && !found && i < listing.count; i++) {
+        r = filter->judge(filter->arg, &listing.nodes[i], &verdict, err);
+        if (r == 0 && verdict == FILTER_SIFT)
+            r = holds_kept(copy, &listing.nodes[i], depth + 1, &found, err);
+        else if (r == 0)
+            found = verdict != FILTER_DROP;
+    }
+    if (r == 0)
+        *ret = found;
+    return r;
+}
+
 static int copy_node(struct copy *copy, uint32_t parent, const struct source_node *node,
                      unsigned depth, struct error *err)
 {
     const struct copy_options *options = copy->options;
     const mode_t type = node->attributes.mode & S_IFMT;
     enum filter_verdict verdict = FILTER_KEEP;
-    bool copied = false;
+    bool copied = false, kept = true;
     uint32_t inode = 0;
     int r = 0;
 
@@ -336,9 +360,11 @@ static int copy_node(struct copy *copy, uint32_t parent, const struct source_nod
         r = options->interrupted(options->arg, err);
     if (r == 0 && options->filter != NULL)
         r = options->filter->judge(options->filter->arg, node, &verdict, err);
+    if (r == 0 && verdict == FILTER_SIFT)
+        r = holds_kept(copy, node, depth, &kept, err);
     if (r < 0)
         return r;
-    if (verdict == FILTER_DROP)
+    if (verdict == FILTER_DROP || !kept)
         return drop(copy, node, node, depth, err);
     if (type != S_IFDIR && node->links > 1)
         r = copy_known(copy, parent, node, &copied, err);

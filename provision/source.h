@@ -79,6 +79,7 @@ int source_identify(struct image *image, const struct partition *partition,
 enum filter_verdict {
     FILTER_KEEP,
     FILTER_DROP,    /* with all below it */
+    FILTER_SIFT,    /* a directory: dropped, unless something below it is kept */
     FILTER_REPLACE, /* a regular file gets other bytes */
 };
 

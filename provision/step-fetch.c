@@ -81,17 +81,12 @@ static int resolve(struct build *build, const char *from, char **ret, struct err
 
     if (directory == NULL)
         return error_oom(err);
-    char *const argv[] = {(char *)"find",
-                          directory[0] != '\0' ? directory : (char *)"/",
-                          (char *)"-mindepth",
-                          (char *)"1",
-                          (char *)"-maxdepth",
-                          (char *)"1",
-                          (char *)"-name",
-                          strrchr(from, '/') + 1,
-                          (char *)"-printf",
-                          (char *)"%p\n",
-                          NULL};
+    /* -H: the directory itself may be a link. */
+    char *const argv[] = {
+        (char *)"find",      (char *)"-H",    directory[0] != '\0' ? directory : (char *)"/",
+        (char *)"-mindepth", (char *)"1",     (char *)"-maxdepth",
+        (char *)"1",         (char *)"-name", strrchr(from, '/') + 1,
+        (char *)"-printf",   (char *)"%p\n",  NULL};
     int r = place_capture(build, argv, &found, err);
     if (r < 0)
         return r;

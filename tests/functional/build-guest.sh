@@ -31,7 +31,7 @@ steps:
     partitions: [{type: root}]
   - install: mmdebstrap
   - boot: {timeout: ${2:-60}}
-  - run: [sh, -c, "echo first >>/runs"]
+  - run: [sh, -c, "echo first >>/runs; env >/environment"]
   - copy: [{to: /etc/new, content: "new\n", mode: 0600}, {from: dir, to: /etc/dir}]
   - name: second
     run: $1
@@ -57,6 +57,9 @@ is "a guest is set up" $? 0
 [ ! -s err ] || [ "$(grep -c ' s$' err)" -gt 9 ] || note "$(tail -n 5 err)"
 is "commands were run" "$(cat work/runs)" 'first
 second'
+is "with the environment that commands in trees have" \
+    "$(grep -E '^(SOURCE_DATE_EPOCH|DEBIAN_FRONTEND)=' guest/environment | sort)" 'DEBIAN_FRONTEND=noninteractive
+SOURCE_DATE_EPOCH=1700000000'
 like "their output is told" "$(cat err)" '^    to stderr$'
 is "files were copied" "$(cat guest/etc/new guest/etc/dir/sub/file)" 'new
 deep'

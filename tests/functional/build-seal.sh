@@ -15,7 +15,9 @@ steps:
   - disk: 160M
     partitions: [{type: efi, size: 40M}, {type: root, label: top}]
   - install: mmdebstrap
-  - seal: {remove: [/opt/secret/**, /opt/*.tmp], keep: [/var/log/keep.me]}
+  - seal:
+      remove: [/opt/secret/**, /opt/*.tmp, /opt/whole]
+      keep: [/var/log/keep.me, /var/log/installer/deep/keep.me, '/opt/whole/*/stays', '/tmp/*/*/kept/**']
   - hash
 END
 
@@ -68,6 +70,8 @@ done <<'END'
 /home/guest/.bash_history
 /home/guest/.cache/deep/in/there
 /opt/secret/a/b
+/opt/whole/a/goes
+/opt/whole/b/stays-not
 /opt/x.tmp
 /root/.bash_history
 /root/.python_history
@@ -92,7 +96,10 @@ done <<'END'
 /var/log/wtmp
 /var/tmp/x
 END
-echo KEPT-WORD >$tree/var/log/keep.me
+for path in var/log/keep.me var/log/installer/deep/keep.me opt/whole/a/stays tmp/some/thing/kept/below/it; do
+    mkdir -p "$tree/$(dirname $path)"
+    echo KEPT-WORD >$tree/$path
+done
 echo "PLANTED-KEPT-WORD" >$tree/root/.profile
 
 build --work work r.yaml
@@ -175,12 +182,17 @@ is "a swap file is not mounted" "$(cat dumped/etc/fstab)" '/dev/sda2 / ext4 defa
 is "machine-id is empty" "$(stat -c %s dumped/etc/machine-id)" 0
 is "directories of logs stay" "$([ -d dumped/var/log/apt ] && [ ! -e dumped/var/log/wtmp ] && echo yes)" yes
 is "what the recipe keeps stays" "$(cat dumped/var/log/keep.me)" KEPT-WORD
+is "also below directories that go as a whole, with no more of these than leads there" \
+    "$(cd dumped && find opt/whole var/log/installer tmp ! -type d | sort)" 'opt/whole/a/stays
+tmp/some/thing/kept/below/it
+var/log/installer/deep/keep.me'
+is "others of them go" "$(find dumped/opt dumped/var/log/installer -name b)" ''
 is "temporary directories stay" "$(stat -c %a dumped/tmp dumped/var/tmp 2>/dev/null | wc -l)" 2
 
 "$QVERITY" build --json --work work r.yaml >out 2>/dev/null
 is "what was removed is reported" "$(jq -r '[.removed[].what] | sort | join(", ")' out)" \
     "SSH keys, backup copies, cloud-init and installer state, dates of passwords, leases and name servers, logs, machine id, package lists and caches, random seed, shell history and caches of users, swap files, temporary files, what the recipe says"
-is "with counts" "$(jq -c '.removed[] | select(.what == "what the recipe says") | [.files, .bytes >= 30]' out)" '[2,true]'
+is "with counts" "$(jq -c '.removed[] | select(.what == "what the recipe says") | [.files, .bytes >= 60]' out)" '[4,true]'
 
 # --- The same again ---
 

@@ -73,6 +73,15 @@ is "and the files" "$(jq -r '.fetched[0], .image' out)" "$T/work/runs
 $T/work/disk.qcow2"
 is "and the steps" "$(jq -c '[.steps[] | .skipped] | unique' out)" '[true]'
 
+# The name is cut in the middle of a character of two, three or four bytes, whichever way it is counted.
+for word in ä aä aaä € a€ aa€ 𝄞 a𝄞 aa𝄞 aaa𝄞; do
+    printf 'name: t\nsteps:\n  - disk: 140M\n  - install: mmdebstrap\n  - run: ["%s"]\n' \
+        "$(printf "$word%.0s" {1..30})" >long.yaml
+    "$QVERITY" build --list --work long long.yaml | grep 'run:'
+done >out
+ok "long names are cut between characters" iconv -f UTF-8 -t UTF-8 out
+is "and are cut" "$(wc -l <out) $(awk 'length > 60' out | wc -l)" '10 0'
+
 # --- What decides about a step ---
 
 echo two >file
@@ -186,7 +195,12 @@ build --work work r.yaml
 is "what it mounts" $? 0
 is "is seen by nobody else" "$(left_behind)" ''
 
-sed -i 's/from: .etc.runs, to: runs/from: "\/etc\/*s*", to: runs/' r.yaml
+ln -s etc template/configuration
+sed -i 's/from: .etc.runs, to: runs/from: "\/configuration\/ru*", to: runs/' r.yaml
+build --work linked --until fetch r.yaml
+is "a file is fetched from behind a link" "$? $(cat linked/runs)" '0 first'
+rm -r linked template/configuration
+sed -i 's/from: .*, to: runs/from: "\/etc\/*s*", to: runs/' r.yaml
 build --work work r.yaml
 like "a pattern that means two files" "$(tail -n 1 err)" '/etc/\*s\*: means more than one file: /etc/'
 sed -i 's/from: ".etc.\*s\*", to: runs/from: \/etc\/gone, to: runs/' r.yaml
