@@ -5,7 +5,8 @@
 . "$(dirname "$0")/lib.sh"
 
 require mkfs.ext4 qemu-img qemu-io fusermount3 jq setpriv
-hole=${QVERITY_TOOLS:-$top/build/tests/tools}/planted-hole.so
+tools=${QVERITY_TOOLS:-$top/build/tests/tools}
+hole=$tools/planted-hole.so
 [ -e "$hole" ] || skip_all "planted-hole was not built"
 
 # Which keep the host's kernel, and what it can, apart.
@@ -36,6 +37,11 @@ attack()
     is "$name: the hole was there" "$(grep -c '^hole: end' err)" 1
 }
 
+root_in()
+{
+    sed -n 's/^Root hash:[[:space:]]*//p' "$1"
+}
+
 contained()
 {
     is "$1: nothing that an attacker tried was done" "$(grep '^hole: .*: done$' err)" ""
@@ -63,7 +69,7 @@ chmod 600 victim
 expected=$("$QVERITY" hash -p disk --no-tree --no-sandbox image.qcow2 | sed -n 's/^Root hash:[[:space:]]*//p')
 attack "hash" "$QVERITY" hash -p disk image.qcow2
 contained "hash"
-is "hash: the root hash" "$(sed -n 's/^Root hash:[[:space:]]*//p' out)" "$expected"
+is "hash: the root hash" "$(root_in out)" "$expected"
 ok "hash: its tree file was written" [ -s image.qcow2.qvtree ]
 attack "hash, with a tree file" "$QVERITY" hash -p disk --rescan image.qcow2
 contained "hash, with a tree file"
@@ -148,6 +154,49 @@ ok "mount: the broker ends with it" [ ! -d "/proc/$broker" ]
 is "mount: two processes had the hole" "$(grep -c '^hole: end' err)" 2
 contained "mount"
 
+# --- Kernels that have less ---
+
+attack "without Landlock, hash" "$tools/without-landlock" "$QVERITY" -v hash -p disk --rescan image.qcow2
+contained "without Landlock, hash"
+like "without Landlock, hash: it is told" "$(cat err)" 'the kernel has no Landlock: Function not implemented'
+is "without Landlock, hash: the root hash" "$(root_in out)" "$expected"
+
+# Nothing can be kept from him then, and all else works.
+for less in notifications "landlock notifications"; do
+    name="without ${less/ /, }"
+    read -r -a words <<<"$less"
+    attack "$name, hash" "${words[@]/#/$tools/without-}" "$QVERITY" -v hash -p disk --rescan image.qcow2
+    like "$name, hash: it is told" "$(cat err)" '^qverity: not confined: no seccomp notifications here$'
+    like "$name, hash: the attacks are real" "$(cat err)" '^hole: read /etc/passwd: done$'
+    is "$name, hash: the root hash" "$(root_in out)" "$expected"
+    rm -rf evil*
+    echo secret >victim
+    chmod 600 victim
+done
+
+# without_mount LIBRARY LESS…: mounts and reads, with the library preloaded
+without_mount()
+{
+    local library=$1
+    shift
+    LD_PRELOAD=$library "${@/#/$tools/without-}" "$QVERITY" -v mount -f -p disk --no-tree image.qcow2 mnt >out 2>err </dev/null &
+    server=$!
+    t_kill_later $server
+    until_true 30 [ -e mnt/disk ]
+    is "without $*, mount: the root hash" "$(cat mnt/root-hash)" "$expected"
+    kill -TERM $server
+    wait $server
+    is "without $*, mount: SIGTERM ends and unmounts it" "$? $(grep -c " $T/mnt " /proc/mounts)" "0 0"
+}
+
+# A filter on a process without rights keeps fusermount3 from becoming root.
+if [ "$(id -u)" -eq 0 ]; then
+    without_mount "$hole" landlock
+    contained "without landlock, mount"
+    # Without the hole: an attacker who becomes another user cannot unmount any more.
+    without_mount "" landlock notifications
+fi
+
 # --- As a user who is not root ---
 
 if [ "$(id -u)" -eq 0 ]; then
@@ -158,7 +207,7 @@ if [ "$(id -u)" -eq 0 ]; then
         "$QVERITY" hash -p disk --tree user.qvtree image.qcow2 >"$T/user.out" 2>err
     is "a plain user: exit status" $? 0
     is "a plain user: nothing that an attacker tried was done" "$(grep '^hole: .*: done$' err)" ""
-    is "a plain user: the root hash" "$(sed -n 's/^Root hash:[[:space:]]*//p' user.out)" "$expected"
+    is "a plain user: the root hash" "$(root_in user.out)" "$expected"
     ok "a plain user: the tree file" [ -s user.qvtree ]
 fi
 
