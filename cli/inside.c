@@ -67,6 +67,8 @@ int inside_prefix(const struct inside *inside, struct error *err)
 {
     const size_t length = strlen(inside->image);
 
+    if (err == NULL)
+        return error_prefix(err, "%s", inside->image);
     if (err->message != NULL && strncmp(err->message, inside->image, length) == 0 &&
         err->message[length] == ':')
         return -err->code;
