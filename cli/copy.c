@@ -40,10 +40,17 @@ static int to_error(const struct copy *copy, int code, struct error *err)
     return error_set_errno(err, code, "%s", text != NULL ? text : "?");
 }
 
-/* --- Files under a name of their own until they are complete --- */
+/* --- Files that have no name, or one of their own, until they are complete --- */
 
+/*
+ * A file without a name (O_TMPFILE) goes with the process, whatever ends that. Where a file is to
+ * be replaced it has a name of its own for the moment between two system calls, as only rename puts
+ * one file in the place of another. File systems that have no such files (NFS, some of FUSE) get
+ * named ones from the beginning, which a process that is killed leaves behind.
+ */
 #define TEMPORARY_LENGTH 32
 #define TEMPORARY_TRIES 100
+#define PROC_FD_LENGTH 32
 
 static int temporary_name(char name[static TEMPORARY_LENGTH], struct error *err)
 {
@@ -55,29 +62,48 @@ static int temporary_name(char name[static TEMPORARY_LENGTH], struct error *err)
     return 0;
 }
 
-/* Makes a file in an open directory, or, with a target, a symbolic link (and *ret is -1). */
-static int make_temporary(const struct copy *copy, int parent, const char *target,
-                          char name[static TEMPORARY_LENGTH], int *ret, struct error *err)
+static const char *proc_fd(int fd, char path[static PROC_FD_LENGTH])
 {
+    snprintf(path, PROC_FD_LENGTH, "/proc/self/fd/%d", fd);
+    return path;
+}
+
+/* Makes something in an open directory at a name that is free: a symbolic link to `target`; else, a
+ * link to the file without a name in `*fd`; else a file, whose descriptor *fd becomes. */
+static int make_temporary(const struct copy *copy, int parent, const char *target,
+                          char name[static TEMPORARY_LENGTH], int *fd, struct error *err)
+{
+    char file[PROC_FD_LENGTH];
+    int result;
+
     for (int i = 0; i < TEMPORARY_TRIES; i++) {
         int r = temporary_name(name, err);
         if (r < 0)
             return r;
-        if (target != NULL) {
-            if (symlinkat(target, parent, name) == 0)
-                return 0;
-        } else {
-            int fd =
+        if (target != NULL)
+            result = symlinkat(target, parent, name);
+        else if (*fd >= 0)
+            result = linkat(AT_FDCWD, proc_fd(*fd, file), parent, name, AT_SYMLINK_FOLLOW);
+        else
+            result = *fd =
                 openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-            if (fd >= 0) {
-                *ret = fd;
-                return 0;
-            }
-        }
+        if (result >= 0)
+            return 0;
         if (errno != EEXIST)
             break;
     }
     return to_error(copy, errno, err);
+}
+
+/* A file without a name. -1 if the file system has none, or it could not be given one later. */
+static int make_nameless(int parent)
+{
+    _cleanup_close_ int fd = openat(parent, ".", O_WRONLY | O_TMPFILE | O_CLOEXEC, 0600);
+    char file[PROC_FD_LENGTH];
+
+    if (fd >= 0 && access(proc_fd(fd, file), F_OK) < 0)
+        return -1; /* no /proc */
+    return take_fd(&fd);
 }
 
 bool copy_is_image(const struct copy *copy, const struct stat *st)
@@ -200,21 +226,29 @@ static int fill_file(struct copy *copy, struct file_node *node, int fd, struct e
 static int copy_file(struct copy *copy, struct file_node *node, int parent, const char *name,
                      struct error *err)
 {
-    char temporary[TEMPORARY_LENGTH];
-    int fd = -1;
+    char temporary[TEMPORARY_LENGTH] = "", file[PROC_FD_LENGTH];
+    _cleanup_close_ int fd = make_nameless(parent);
+    bool done = false;
+    int r = 0;
 
-    int r = make_temporary(copy, parent, NULL, temporary, &fd, err);
+    if (fd < 0)
+        r = make_temporary(copy, parent, NULL, temporary, &fd, err);
     if (r < 0)
         return r;
+    const bool nameless = temporary[0] == '\0';
     r = fill_file(copy, node, fd, err);
-    if (r < 0)
-        (void)close(fd);
-    else
-        r = io_close_written(fd, copy->to.text, err);
-    if (r == 0)
+    if (r == 0 && nameless) {
+        /* Often there is nothing to be replaced. */
+        done = linkat(AT_FDCWD, proc_fd(fd, file), parent, name, AT_SYMLINK_FOLLOW) == 0;
+        if (!done)
+            r = make_temporary(copy, parent, NULL, temporary, &fd, err);
+    }
+    int closed = io_close_written(take_fd(&fd), copy->to.text, r == 0 ? err : NULL);
+    r = r < 0 ? r : closed;
+    if (r == 0 && !done)
         r = put_in_place(copy, parent, temporary, name, err);
-    if (r < 0)
-        (void)unlinkat(parent, temporary, 0);
+    if (r < 0 && (done || temporary[0] != '\0'))
+        (void)unlinkat(parent, done ? name : temporary, 0);
     return r;
 }
 
