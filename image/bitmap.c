@@ -15,10 +15,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/bytes.h"
 #include "common/checked.h"
 #include "common/io.h"
 #include "image/bitmap-internal.h"
-#include "image/bytes.h"
 #include "image/internal.h"
 
 enum {

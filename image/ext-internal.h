@@ -9,7 +9,7 @@
 #include <ext2fs/ext2fs.h>
 #undef error_message
 
-#include "image/bytes.h"
+#include "common/bytes.h"
 #include "image/files.h"
 
 /*

@@ -24,9 +24,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "common/bytes.h"
 #include "common/checked.h"
 #include "common/io.h"
-#include "image/bytes.h"
 
 enum {
     WAYS = 8,

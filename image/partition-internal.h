@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #pragma once
 
-#include "image/bytes.h"
+#include "common/bytes.h"
 #include "image/partition.h"
 
 /* What partition.c, partition-copy.c and partition-check.c share; partition.c tells how it works.

@@ -3,8 +3,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "common/bytes.h"
 #include "common/cleanup.h"
-#include "image/bytes.h"
 #include "image/internal.h"
 
 /* Formats that QEMU recognizes and that are not read here: taking one for raw would show a guest

@@ -6,9 +6,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "common/bytes.h"
 #include "common/checked.h"
 #include "common/io.h"
-#include "image/bytes.h"
 #include "image/qcow1-internal.h"
 
 #define MAGIC UINT32_C(0x514649fb) /* "QFI\xfb" */

@@ -8,9 +8,9 @@
 #include <string.h>
 #include <zlib.h>
 
+#include "common/bytes.h"
 #include "common/checked.h"
 #include "common/io.h"
-#include "image/bytes.h"
 #include "image/qcow1-internal.h"
 
 /*

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/bytes.h"
 #include "common/log.h"
-#include "image/bytes.h"
 #include "image/qcow2-format.h"
 
 enum {

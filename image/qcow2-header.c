@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "image/bytes.h"
+#include "common/bytes.h"
 #include "image/internal.h"
 #include "image/qcow2-format.h"
 

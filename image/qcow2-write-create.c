@@ -17,9 +17,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/bytes.h"
 #include "common/checked.h"
 #include "common/io.h"
-#include "image/bytes.h"
 #include "image/internal.h"
 #include "image/qcow2-format.h"
 #include "image/qcow2-writer.h"
@@ -35,18 +35,6 @@ enum {
     L1_CLUSTER = 3,
 };
 #define EXTENSION_BACKING_FORMAT 0xe2792acau
-
-static void put32(uint8_t *p, uint32_t n)
-{
-    n = htobe32(n);
-    memcpy(p, &n, sizeof(n));
-}
-
-static void put64(uint8_t *p, uint64_t n)
-{
-    n = htobe64(n);
-    memcpy(p, &n, sizeof(n));
-}
 
 /* --- Names --- */
 
@@ -104,21 +92,21 @@ static void fill_header(uint8_t *cluster, const struct image *base, const char *
     /* The extensions end with eight bytes of zeros. */
     size_t name_offset = HEADER_LENGTH + 8 + ((format_length + 7) & ~(size_t)7) + 8;
 
-    put32(cluster, QCOW2_MAGIC);
-    put32(cluster + 4, 3);
-    put64(cluster + 8, name_offset);
-    put32(cluster + 16, (uint32_t)strlen(backing));
-    put32(cluster + 20, NEW_CLUSTER_BITS);
-    put64(cluster + 24, image_size(base));
-    put32(cluster + 36, (uint32_t)l1_entries);
-    put64(cluster + 40, (uint64_t)L1_CLUSTER << NEW_CLUSTER_BITS);
-    put64(cluster + 48, (uint64_t)REFCOUNT_TABLE_CLUSTER << NEW_CLUSTER_BITS);
-    put32(cluster + 56, 1);
-    put32(cluster + 96, REFCOUNT_ORDER);
-    put32(cluster + 100, HEADER_LENGTH);
+    put_be32(cluster, QCOW2_MAGIC);
+    put_be32(cluster + 4, 3);
+    put_be64(cluster + 8, name_offset);
+    put_be32(cluster + 16, (uint32_t)strlen(backing));
+    put_be32(cluster + 20, NEW_CLUSTER_BITS);
+    put_be64(cluster + 24, image_size(base));
+    put_be32(cluster + 36, (uint32_t)l1_entries);
+    put_be64(cluster + 40, (uint64_t)L1_CLUSTER << NEW_CLUSTER_BITS);
+    put_be64(cluster + 48, (uint64_t)REFCOUNT_TABLE_CLUSTER << NEW_CLUSTER_BITS);
+    put_be32(cluster + 56, 1);
+    put_be32(cluster + 96, REFCOUNT_ORDER);
+    put_be32(cluster + 100, HEADER_LENGTH);
 
-    put32(extension, EXTENSION_BACKING_FORMAT);
-    put32(extension + 4, (uint32_t)format_length);
+    put_be32(extension, EXTENSION_BACKING_FORMAT);
+    put_be32(extension + 4, (uint32_t)format_length);
     memcpy(extension + 8, format, format_length);
     memcpy(cluster + name_offset, backing, strlen(backing));
 }
@@ -138,8 +126,8 @@ static int write_contents(int fd, const char *path, const struct image *base, co
     if (bytes == NULL)
         return error_oom(err);
     fill_header(bytes, base, backing);
-    put64(bytes + REFCOUNT_TABLE_CLUSTER * NEW_CLUSTER_SIZE,
-          (uint64_t)REFCOUNT_BLOCK_CLUSTER << NEW_CLUSTER_BITS);
+    put_be64(bytes + REFCOUNT_TABLE_CLUSTER * NEW_CLUSTER_SIZE,
+             (uint64_t)REFCOUNT_BLOCK_CLUSTER << NEW_CLUSTER_BITS);
     for (uint64_t i = 0; i < clusters; i++)
         bytes[REFCOUNT_BLOCK_CLUSTER * NEW_CLUSTER_SIZE + 2 * i + 1] = 1;
     return io_write_at(fd, path, bytes, (size_t)(clusters << NEW_CLUSTER_BITS), 0, err);

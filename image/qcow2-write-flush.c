@@ -20,8 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/bytes.h"
 #include "common/io.h"
-#include "image/bytes.h"
 #include "image/qcow2-format.h"
 #include "image/qcow2-writer.h"
 

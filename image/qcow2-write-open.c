@@ -15,9 +15,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/bytes.h"
 #include "common/checked.h"
 #include "common/io.h"
-#include "image/bytes.h"
 #include "image/qcow2-format.h"
 #include "image/qcow2-writer.h"
 #include "image/write.h"

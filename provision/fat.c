@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "common/bytes.h"
 #include "common/checked.h"
 
 /* After Microsoft's "FAT: General Overview of On-Disk Format" and ECMA-107. */
@@ -19,15 +20,6 @@ struct fat {
     uint8_t *table;
     size_t table_size;
 };
-
-static uint32_t little(const uint8_t *bytes, unsigned count)
-{
-    uint32_t value = 0;
-
-    while (count-- > 0)
-        value = value << 8 | bytes[count];
-    return value;
-}
 
 static int not_fat(const struct partition *partition, const char *what, struct error *err)
 {
@@ -45,12 +37,11 @@ static int read_boot(struct fat *fat, uint64_t *ret_table, struct error *err)
     int r = image_read(fat->image, fat->partition->start, boot, BOOT_SIZE, err);
     if (r < 0)
         return r;
-    const uint64_t sector = little(boot + 11, 2), per_cluster = boot[13];
-    const uint64_t reserved = little(boot + 14, 2), tables = boot[16];
-    const uint64_t root_entries = little(boot + 17, 2);
-    const uint64_t sectors =
-        little(boot + 19, 2) != 0 ? little(boot + 19, 2) : little(boot + 32, 4);
-    const uint64_t table = little(boot + 22, 2) != 0 ? little(boot + 22, 2) : little(boot + 36, 4);
+    const uint64_t sector = get_le16(boot + 11), per_cluster = boot[13];
+    const uint64_t reserved = get_le16(boot + 14), tables = boot[16];
+    const uint64_t root_entries = get_le16(boot + 17);
+    const uint64_t sectors = get_le16(boot + 19) != 0 ? get_le16(boot + 19) : get_le32(boot + 32);
+    const uint64_t table = get_le16(boot + 22) != 0 ? get_le16(boot + 22) : get_le32(boot + 36);
 
     if (boot[510] != 0x55 || boot[511] != 0xaa)
         return not_fat(fat->partition, "no signature", err);
@@ -66,7 +57,7 @@ static int read_boot(struct fat *fat, uint64_t *ret_table, struct error *err)
     fat->clusters = (sectors - before) / per_cluster;
     /* By the specification the number of clusters decides between 16 and 32, too. Linux and
      * dosfstools look at where the table's length stands, and make FAT32 with fewer clusters. */
-    fat->bits = little(boot + 22, 2) == 0 ? 32 : fat->clusters < 4085 ? 12 : 16;
+    fat->bits = get_le16(boot + 22) == 0 ? 32 : fat->clusters < 4085 ? 12 : 16;
     fat->table_size = (size_t)(table * sector);
     if ((fat->clusters + 2) * fat->bits > (uint64_t)fat->table_size * 8)
         return not_fat(fat->partition, "its table is too short", err);
@@ -80,11 +71,11 @@ static bool is_used(const struct fat *fat, uint64_t cluster)
 
     switch (fat->bits) {
     case 12:
-        return ((little(fat->table + at, 2) >> (cluster % 2 * 4)) & 0xfff) != 0;
+        return ((get_le16(fat->table + at) >> (cluster % 2 * 4)) & 0xfff) != 0;
     case 16:
-        return little(fat->table + at, 2) != 0;
+        return get_le16(fat->table + at) != 0;
     default:
-        return (little(fat->table + at, 4) & 0x0fffffff) != 0;
+        return (get_le32(fat->table + at) & 0x0fffffff) != 0;
     }
 }
 

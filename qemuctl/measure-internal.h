@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #pragma once
 
+#include "common/bytes.h"
 #include "qemuctl/measure.h"
 #include "qemuctl/sha.h"
 
@@ -9,34 +10,6 @@
 
 #define PAGE_SIZE UINT32_C(4096)
 #define FOUR_GIB (UINT64_C(1) << 32)
-
-static inline void put_le16(uint8_t *p, uint16_t value)
-{
-    p[0] = (uint8_t)value;
-    p[1] = (uint8_t)(value >> 8);
-}
-
-static inline void put_le32(uint8_t *p, uint32_t value)
-{
-    put_le16(p, (uint16_t)value);
-    put_le16(p + 2, (uint16_t)(value >> 16));
-}
-
-static inline void put_le64(uint8_t *p, uint64_t value)
-{
-    put_le32(p, (uint32_t)value);
-    put_le32(p + 4, (uint32_t)(value >> 32));
-}
-
-static inline uint32_t get_le32(const uint8_t *p)
-{
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
-static inline uint64_t get_le64(const uint8_t *p)
-{
-    return get_le32(p) | (uint64_t)get_le32(p + 4) << 32;
-}
 
 /* --- ovmf.c --- */
 

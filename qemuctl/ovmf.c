@@ -55,12 +55,12 @@ struct ovmf {
 
 static uint16_t le16(const struct ovmf *ovmf, uint32_t offset)
 {
-    return (uint16_t)(ovmf->data[offset] | ovmf->data[offset + 1] << 8);
+    return get_le16(ovmf->data + offset);
 }
 
 static uint32_t le32(const struct ovmf *ovmf, uint32_t offset)
 {
-    return le16(ovmf, offset) | (uint32_t)le16(ovmf, offset + 2) << 16;
+    return get_le32(ovmf->data + offset);
 }
 
 static bool guid_at(const struct ovmf *ovmf, uint32_t offset, const struct guid *guid)

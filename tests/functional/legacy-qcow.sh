@@ -25,24 +25,6 @@ matches()
     ok "$1" python3 "$here/check_image.py" --seed $seed "$QVERITY" "${@:2}"
 }
 
-# patch FILE OFFSET FORMAT NUMBER: overwrites a big-endian number; FORMAT is of python's struct
-patch()
-{
-    python3 - "$@" <<'PYTHON'
-import struct
-import sys
-with open(sys.argv[1], "r+b") as file:
-    file.seek(int(sys.argv[2], 0))
-    file.write(struct.pack(">" + sys.argv[3], int(sys.argv[4], 0) & (1 << 64) - 1))
-PYTHON
-}
-
-# entry FILE OFFSET: a big-endian number of 64 bits
-entry()
-{
-    od -An -t u8 -j "$(($2))" -N 8 --endian=big "$1" | tr -d ' '
-}
-
 python3 - <<'PYTHON'
 import random
 random.seed(7)

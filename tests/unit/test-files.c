@@ -24,6 +24,7 @@
 #include <ext2fs/ext2fs.h>
 #undef error_message
 
+#include "common/bytes.h"
 #include "common/log.h"
 #include "image/files.h"
 
@@ -265,43 +266,31 @@ static void test_paths(void **state)
 
 /* --- Extents --- */
 
-static void put16(uint8_t *p, unsigned n)
+static void put_header(uint8_t *p, uint16_t entries, uint16_t max, uint16_t depth)
 {
-    p[0] = (uint8_t)n;
-    p[1] = (uint8_t)(n >> 8);
+    put_le16(p, 0xf30a);
+    put_le16(p + 2, entries);
+    put_le16(p + 4, max);
+    put_le16(p + 6, depth);
 }
 
-static void put32(uint8_t *p, uint32_t n)
-{
-    put16(p, n & 0xffff);
-    put16(p + 2, n >> 16);
-}
-
-static void put_header(uint8_t *p, unsigned entries, unsigned max, unsigned depth)
-{
-    put16(p, 0xf30a);
-    put16(p + 2, entries);
-    put16(p + 4, max);
-    put16(p + 6, depth);
-}
-
-static void put_extent(uint8_t *node, unsigned i, uint32_t logical, unsigned length, uint32_t block)
+static void put_extent(uint8_t *node, unsigned i, uint32_t logical, uint16_t length, uint32_t block)
 {
     uint8_t *p = node + 12 + i * 12;
 
-    put32(p, logical);
-    put16(p + 4, length);
-    put16(p + 6, 0);
-    put32(p + 8, block);
+    put_le32(p, logical);
+    put_le16(p + 4, length);
+    put_le16(p + 6, 0);
+    put_le32(p + 8, block);
 }
 
 static void put_index(uint8_t *node, unsigned i, uint32_t logical, uint32_t block)
 {
     uint8_t *p = node + 12 + i * 12;
 
-    put32(p, logical);
-    put32(p + 4, block);
-    put16(p + 8, 0);
+    put_le32(p, logical);
+    put_le32(p + 4, block);
+    put_le16(p + 8, 0);
 }
 
 /* What one case sees: the inode's extents, and two blocks. */
@@ -745,7 +734,7 @@ static void test_superblocks(void **state)
         uint8_t old[4], new[4];
 
         assert_int_equal(pread(m.fd, old, fields[i].size, at), fields[i].size);
-        put32(new, (uint32_t)fields[i].value);
+        put_le32(new, (uint32_t)fields[i].value);
         assert_int_equal(pwrite(m.fd, new, fields[i].size, at), fields[i].size);
         int r = try_open(&m, &opened, &err);
         if (r >= 0 || strstr(error_message(&err), fields[i].message) == NULL)

@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "common/bytes.h"
 #include "common/log.h"
 #include "image/partition.h"
 
@@ -26,18 +27,6 @@
 #define SECTORS (DISK_SIZE / 512)
 
 /* --- Building disks --- */
-
-static void put_le32(uint8_t *p, uint32_t n)
-{
-    n = htole32(n);
-    memcpy(p, &n, sizeof(n));
-}
-
-static void put_le64(uint8_t *p, uint64_t n)
-{
-    n = htole64(n);
-    memcpy(p, &n, sizeof(n));
-}
 
 static void put_mbr_entry(uint8_t *sector, unsigned index, uint8_t type, uint32_t start,
                           uint32_t count)
