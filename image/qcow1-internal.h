@@ -15,7 +15,7 @@ enum {
 
 struct qcow1 {
     char *path;
-    int fd;
+    int fd; /* the caller's */
     uint64_t file_size;
     unsigned version;
     bool encrypted;

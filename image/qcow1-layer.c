@@ -52,7 +52,8 @@ int qcow1_layer_open(struct layer *layer, const struct image_options *options, s
     if (options->snapshot != NULL)
         return error_set(err, EINVAL, "%s: a QCOW version 1 image has no internal snapshots",
                          layer_path(layer));
-    r = qcow1_open(layer_path(layer), options->password_file, &qcow1, err);
+    r = qcow1_open(layer_file(layer)->file.fd, layer_path(layer), options->password_file, &qcow1,
+                   err);
     if (r < 0)
         return r;
     layer->state = qcow1;

@@ -115,7 +115,7 @@ static bool try_open(struct qcow1 *qcow, libqcow_file_t **handle, libqcow_error_
 {
     char name[64];
 
-    /* The file that was checked, also if the path has been given to another one. */
+    /* The file that was locked and checked, also if the path has been given to another one. */
     snprintf(name, sizeof(name), "/proc/self/fd/%d", qcow->fd);
     return libqcow_file_initialize(handle, error) == 1 &&
            (!qcow->encrypted ||
@@ -147,7 +147,8 @@ static int open_handle(struct qcow1 *qcow, struct error *err)
     return 0;
 }
 
-int qcow1_open(const char *path, const char *password_file, struct qcow1 **ret, struct error *err)
+int qcow1_open(int fd, const char *path, const char *password_file, struct qcow1 **ret,
+               struct error *err)
 {
     _cleanup_(qcow1_close_cleanup) struct qcow1 *qcow = NULL;
 
@@ -155,13 +156,10 @@ int qcow1_open(const char *path, const char *password_file, struct qcow1 **ret, 
     if (qcow == NULL)
         return error_oom(err);
     pthread_mutex_init(&qcow->lock, NULL);
-    qcow->fd = -1;
+    qcow->fd = fd;
     qcow->path = strdup(path);
     if (qcow->path == NULL)
         return error_oom(err);
-    qcow->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (qcow->fd < 0)
-        return error_set_errno(err, errno, "%s: cannot open", path);
     int r = qcow1_load(qcow, password_file, err);
     if (r < 0)
         return r;
@@ -183,8 +181,6 @@ void qcow1_close(struct qcow1 *qcow)
     free(qcow->inflated);
     free(qcow->l1);
     free(qcow->backing_file);
-    if (qcow->fd >= 0)
-        (void)close(qcow->fd);
     free(qcow->path);
     pthread_mutex_destroy(&qcow->lock);
     explicit_bzero(qcow->key, sizeof(qcow->key));

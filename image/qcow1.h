@@ -17,12 +17,14 @@
 struct qcow1;
 
 /*
- * Opens an image for reading. Takes no locks: the caller does. An encrypted image needs
+ * Reads an image from `fd`, which stays the caller's and must stay open; `path` is for messages.
+ * All that is read comes from this file, also what libqcow reads. An encrypted image needs
  * `password_file`, whose first line, without the newline, is the password; the format has no means
  * to tell a wrong one, which gives wrong bytes. An image without encryption ignores it, and it may
  * be NULL. *ret is closed with qcow1_close().
  */
-int qcow1_open(const char *path, const char *password_file, struct qcow1 **ret, struct error *err);
+int qcow1_open(int fd, const char *path, const char *password_file, struct qcow1 **ret,
+               struct error *err);
 void qcow1_close(struct qcow1 *qcow);
 DEFINE_CLEANUP(struct qcow1, qcow1_close);
 

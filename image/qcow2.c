@@ -490,7 +490,8 @@ static int open_decrypter(struct layer *layer, const struct image_options *optio
 
     if (q->header.encryption != QCOW2_ENCRYPTION_AES)
         return 0;
-    return qcow1_open(layer_path(layer), options->password_file, &q->decrypter, err);
+    return qcow1_open(layer_file(layer)->file.fd, layer_path(layer), options->password_file,
+                      &q->decrypter, err);
 }
 
 static void set_geometry(struct layer *layer)
