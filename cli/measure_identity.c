@@ -200,9 +200,7 @@ int measure_identity_make(const struct measure_identity *identity,
         r = report_key(keys->key, "ID key:", "id_key_digest", out, object, err);
     if (r == 0)
         r = report_key(keys->author, "Author key:", "author_key_digest", out, object, err);
-    if (r == 0)
-        r = id_block_write(identity->id_block, bytes, sizeof(bytes), err);
-    if (r == 0)
-        r = id_block_write(identity->id_auth, auth, sizeof(auth), err);
-    return r;
+    const struct id_block_file files[] = {{identity->id_block, bytes, sizeof(bytes)},
+                                          {identity->id_auth, auth, sizeof(auth)}};
+    return r < 0 ? r : id_block_write(files, 2, err);
 }

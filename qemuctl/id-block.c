@@ -413,20 +413,69 @@ static size_t base64_size(size_t size)
     return (size + 2) / 3 * 4;
 }
 
-int id_block_write(const char *path, const uint8_t *bytes, size_t size, struct error *err)
+struct output {
+    int fd;
+    bool created; /* by us */
+    bool regular;
+};
+
+/* What is there is not cut yet. */
+static int open_output(const char *path, struct output *ret, struct error *err)
 {
-    _cleanup_free_ char *text = malloc(base64_size(size) + 2);
-    _cleanup_close_ int fd = -1;
+    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY;
+    _cleanup_close_ int fd = open(path, flags | O_EXCL, 0666);
+    const bool created = fd >= 0;
+    struct stat st;
+
+    if (fd < 0 && errno == EEXIST)
+        fd = open(path, flags, 0666);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return error_set_errno(err, errno, "%s: cannot open for writing", path);
+    *ret = (struct output){.fd = take_fd(&fd), .created = created, .regular = S_ISREG(st.st_mode)};
+    return 0;
+}
+
+static int write_output(struct output *output, const struct id_block_file *file, struct error *err)
+{
+    _cleanup_free_ char *text = malloc(base64_size(file->size) + 2);
 
     if (text == NULL)
         return error_oom(err);
-    size_t length = (size_t)EVP_EncodeBlock((unsigned char *)text, bytes, (int)size);
+    size_t length = (size_t)EVP_EncodeBlock((unsigned char *)text, file->bytes, (int)file->size);
     text[length++] = '\n';
-    fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0666);
-    if (fd < 0)
-        return error_set_errno(err, errno, "%s: cannot open for writing", path);
-    int r = io_write(fd, path, text, length, err);
-    return r < 0 ? r : io_close_written(take_fd(&fd), path, err);
+    if (output->regular && ftruncate(output->fd, 0) < 0)
+        return error_set_errno(err, errno, "%s: cannot write", file->path);
+    return io_write(output->fd, file->path, text, length, err);
+}
+
+/* Leaves nothing that could be taken for an ID block. */
+static void take_back(struct output *output, const char *path, bool written)
+{
+    if (output->created)
+        (void)unlink(path);
+    else if (written && output->regular)
+        (void)!ftruncate(output->fd, 0);
+}
+
+int id_block_write(const struct id_block_file *files, size_t count, struct error *err)
+{
+    struct output outputs[ID_BLOCK_FILES_MAX];
+    size_t opened = 0, written = 0;
+    int r = 0;
+
+    assert(count <= ID_BLOCK_FILES_MAX);
+    for (; opened < count && r == 0; opened += r == 0)
+        r = open_output(files[opened].path, &outputs[opened], err);
+    for (; written < count && r == 0; written++)
+        r = write_output(&outputs[written], &files[written], err);
+    for (size_t i = 0; i < opened; i++) {
+        if (r < 0)
+            take_back(&outputs[i], files[i].path, i < written);
+        /* What was told already stays. */
+        int closed = io_close_written(outputs[i].fd, files[i].path, r == 0 ? err : NULL);
+        r = r < 0 ? r : closed;
+    }
+    return r;
 }
 
 /* EVP_DecodeBlock() takes white space around the text, and gives bytes for padding, too. */

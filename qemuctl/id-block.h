@@ -60,8 +60,19 @@ int id_block_check(const uint8_t id_block[static ID_BLOCK_SIZE],
                    const uint8_t id_auth[static ID_AUTH_SIZE], const struct launch_digest *digest,
                    uint64_t policy, struct error *err);
 
-/* Writes `size` bytes to a file as QEMU takes them: a line of Base64. */
-int id_block_write(const char *path, const uint8_t *bytes, size_t size, struct error *err);
+struct id_block_file {
+    const char *path;
+    const uint8_t *bytes;
+    size_t size; /* bytes */
+};
+#define ID_BLOCK_FILES_MAX 2
+
+/*
+ * Writes files, ID_BLOCK_FILES_MAX at most, as QEMU takes them: a line of Base64. All or none: if
+ * one cannot be opened, the others stay as they were, and if one cannot be written, none holds
+ * anything, for they are of no use without each other.
+ */
+int id_block_write(const struct id_block_file *files, size_t count, struct error *err);
 
 /* Reads such a file of exactly `size` bytes, or one that holds the bytes themselves. */
 int id_block_read(const char *path, size_t size, uint8_t *ret, struct error *err);

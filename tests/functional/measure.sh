@@ -189,6 +189,15 @@ refused "nor is firmware" 1 'amdsev.fd: would overwrite amdsev.fd' \
     "$QVERITY" measure "${snp[@]}" --id-key id.pem --id-block amdsev.fd --id-auth auth
 refused "a full disk is told" 1 '/dev/full: cannot write: No space left' \
     "$QVERITY" measure "${snp[@]}" --id-key id.pem --id-block block --id-auth /dev/full
+is "and no block without its signature stays" "$(cat block)" ""
+refused "nor is one made" 1 'cannot write: No space left' \
+    "$QVERITY" measure "${snp[@]}" --id-key id.pem --id-block new-block --id-auth /dev/full
+echo kept >block
+refused "one that has nowhere to go" 1 'none/auth: cannot open for writing: No such file' \
+    "$QVERITY" measure "${snp[@]}" --id-key id.pem --id-block block --id-auth none/auth
+refused "neither" 1 'none/block: cannot open for writing: No such file' \
+    "$QVERITY" measure "${snp[@]}" --id-key id.pem --id-block none/block --id-auth new-auth
+is "leaves the other one as it was" "$(cat block) $(ls new-* 2>/dev/null)" "kept "
 
 # --- What is refused ---
 

@@ -42,7 +42,8 @@ static void test_written_is_read(void **state)
     for (size_t i = 0; i < COUNT(sizes); i++) {
         char path[] = "/tmp/qverity-test-id.XXXXXX";
         make_file(path, "old contents", 12);
-        assert_int_equal(id_block_write(path, bytes, sizes[i], NULL), 0);
+        assert_int_equal(id_block_write(&(struct id_block_file){path, bytes, sizes[i]}, 1, NULL),
+                         0);
         memset(got, 0, sizeof(got));
         assert_int_equal(id_block_read(path, sizes[i], got, NULL), 0);
         assert_memory_equal(got, bytes, sizes[i]);
