@@ -10,6 +10,7 @@
 #include "common/io.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "qemuctl/program.h"
 
 /*
  * One file for each program, named by a hash of its path. It tells the whole path and what stat()
@@ -40,23 +41,12 @@ void capability_cache_close(struct capability_cache *cache)
 
 /* --- Finding the program --- */
 
-/* As execvp() does. Owned, or NULL. */
+/* Owned, or NULL. */
 static char *find_program(const char *program)
 {
     _cleanup_free_ char *path = NULL;
 
-    if (strchr(program, '/') != NULL)
-        return realpath(program, NULL);
-    path = strdup(getenv("PATH") != NULL ? getenv("PATH") : "/bin:/usr/bin");
-    char *rest = path;
-    for (char *directory; path != NULL && (directory = strsep(&rest, ":")) != NULL;) {
-        char candidate[PATH_MAX];
-        int n = snprintf(candidate, sizeof(candidate), "%s/%s",
-                         directory[0] != '\0' ? directory : ".", program);
-        if (n > 0 && (size_t)n < sizeof(candidate) && access(candidate, X_OK) == 0)
-            return realpath(candidate, NULL);
-    }
-    return NULL;
+    return program_find(program, &path, NULL) == 0 ? realpath(path, NULL) : NULL;
 }
 
 /* Whether it is a program itself, and not a script that runs one. */

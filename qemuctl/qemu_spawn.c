@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 
+#include "qemuctl/program.h"
 #include "qemuctl/qemu_internal.h"
 
 /* How a QEMU process begins: its pipes, its QMP connection, fork and exec. */
@@ -25,7 +26,8 @@ static _Noreturn void child_fail(int failure)
 }
 
 /* In the child: only what is safe after a fork. */
-static _Noreturn void child_exec(char *const *argv, struct child_fds fds, pid_t parent)
+static _Noreturn void child_exec(const char *path, char *const *argv, struct child_fds fds,
+                                 pid_t parent)
 {
     static const int targets[4] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, QEMU_INHERITED_FD};
     int sources[4] = {fds.in, fds.out, fds.err, fds.inherited};
@@ -55,7 +57,7 @@ static _Noreturn void child_exec(char *const *argv, struct child_fds fds, pid_t 
         (void)sigaction(i, &action, NULL);
     sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
-    execvp(argv[0], argv);
+    execv(path, argv);
     child_fail(fds.failure);
 }
 
@@ -82,6 +84,7 @@ static int fork_child(struct qemu *qemu, const struct argv *argv, struct child_f
                       struct error *err)
 {
     _cleanup_argv_ struct argv all = ARGV_INIT;
+    _cleanup_free_ char *path = NULL;
     _cleanup_close_ int failure_in = -1, failure_out = -1;
     int code = 0;
     ssize_t n;
@@ -93,6 +96,8 @@ static int fork_child(struct qemu *qemu, const struct argv *argv, struct child_f
     argv_add(&all, "-mon");
     argv_add(&all, "chardev=qverity,mode=control");
     int r = argv_check(&all, err);
+    if (r == 0)
+        r = program_find(argv->items[0], &path, err);
     if (r == 0)
         r = make_pipe(&failure_in, &failure_out, err);
     if (r < 0)
@@ -106,7 +111,7 @@ static int fork_child(struct qemu *qemu, const struct argv *argv, struct child_f
         return error_set_errno(err, errno, "fork");
     }
     if (qemu->pid == 0)
-        child_exec(all.items, *fds, parent);
+        child_exec(path, all.items, *fds, parent);
     cleanup_close(&failure_out);
     do
         n = read(failure_in, &code, sizeof(code));

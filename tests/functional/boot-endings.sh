@@ -75,6 +75,11 @@ guest "exit 0"
 ok "QEMU ends without a word" boot 1 'fake-qemu.py ended with exit status 0'
 ok "no such QEMU" env QVERITY_QEMU="$T/none" bash -c '"$0" boot "$@" 2>&1 | grep -q "^qverity: .*none: cannot run: No such file"' \
     "$QVERITY" "${boot_args[@]}"
+printf 'touch "%s/ran"\n' "$T" >text
+chmod +x text
+ok "nor one that is no program" env QVERITY_QEMU="$T/text" bash -c '"$0" boot "$@" 2>&1 | grep -q "^qverity: .*text: cannot run: Exec format error"' \
+    "$QVERITY" "${boot_args[@]}"
+ok "which no shell reads" [ ! -e ran ]
 ok "nothing is left" clean
 
 guest "silent" "wait"
