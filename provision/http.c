@@ -145,7 +145,7 @@ int http_start(const struct http_file *files, size_t count, struct http **ret, s
 {
     _cleanup_(http_stop_cleanup) struct http *http = calloc(1, sizeof(*http));
     uint8_t token[TOKEN_BYTES];
-    int fd = -1;
+    _cleanup_close_ int fd = -1;
 
     if (http == NULL)
         return error_oom(err);
@@ -159,15 +159,14 @@ int http_start(const struct http_file *files, size_t count, struct http **ret, s
     int r = listen_somewhere(http, &fd, err);
     if (r < 0)
         return r;
-    /* It takes the socket. */
-    http->daemon = MHD_start_daemon(
-        MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL, 0, NULL, NULL, on_request, http,
-        MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
-        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS, MHD_OPTION_END);
-    if (http->daemon == NULL) {
-        close(fd);
+    /* It takes the socket, and closes it even if it then does not start. */
+    http->daemon =
+        MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL, 0, NULL, NULL, on_request,
+                         http, MHD_OPTION_LISTEN_SOCKET, take_fd(&fd), MHD_OPTION_CONNECTION_LIMIT,
+                         (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
+                         (unsigned)IDLE_SECONDS, MHD_OPTION_END);
+    if (http->daemon == NULL)
         return error_set(err, EIO, "the guest's HTTP server does not start");
-    }
     *ret = TAKE_PTR(http);
     return 0;
 }
