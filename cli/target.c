@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 #include "cli/cli.h"
+#include "common/log.h"
 #include "image/write.h"
 
 void cli_target_close(struct cli_target *target)
@@ -27,6 +29,12 @@ static int find_partition(const char *path, const struct cli_options *options, c
 {
     int r = options->probe_apart ? cli_probe(options, target->image, &target->partitions, err)
                                  : partition_table_read(target->image, &target->partitions, err);
+    if (r == -EFBIG && spec != NULL && strcmp(spec, "disk") == 0) {
+        /* The disk can be had without them. */
+        log_info("%s", error_message(err));
+        error_clear(err);
+        r = partition_table_none(target->image, &target->partitions, err);
+    }
     if (r < 0)
         return r;
     r = partition_find(target->partitions, spec, &target->partition, err);

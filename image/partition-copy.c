@@ -148,8 +148,15 @@ int partition_copy(struct image *image, uint64_t start, uint64_t size, int *ret_
     fd = memfd_create("qverity-probe", MFD_CLOEXEC);
     if (fd < 0)
         return error_set_errno(err, errno, "cannot create a file in memory");
-    if (ftruncate(fd, (off_t)size) < 0)
-        return error_set_errno(err, errno, "cannot make a sparse file of %" PRIu64 " bytes", size);
+    int code = ftruncate(fd, (off_t)size) < 0 ? errno : 0;
+    if (code == EFBIG)
+        /* It holds for files in memory, too, and for their holes. */
+        return error_set(err, EFBIG,
+                         "partitions cannot be looked for on a disk of %" PRIu64 " bytes with a "
+                         "smaller limit of file sizes (ulimit -f): raise it, or choose -p disk",
+                         size);
+    if (code != 0)
+        return error_set_errno(err, code, "cannot make a sparse file of %" PRIu64 " bytes", size);
     uint64_t head = min_u64(size, COPY_START), tail = min_u64(size - head, COPY_END);
     int r = partition_copy_more(image, start, fd, 0, head, err);
     if (r >= 0)

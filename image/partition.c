@@ -277,12 +277,22 @@ static int find_table(struct image *image, struct partition_table *table, int fd
     return r;
 }
 
+int partition_table_none(const struct image *image, struct partition_table **ret, struct error *err)
+{
+    struct partition_table *table = calloc(1, sizeof(*table));
+
+    if (table == NULL)
+        return error_oom(err);
+    table->sector_size = 512;
+    table->disk.size = image_size(image);
+    *ret = table;
+    return 0;
+}
+
 static int read_table(struct image *image, struct partition_table *table, struct error *err)
 {
     _cleanup_close_ int fd = -1;
 
-    table->sector_size = 512;
-    table->disk.size = image_size(image);
     if (table->disk.size == 0)
         return 0;
     int r = partition_copy(image, 0, table->disk.size, &fd, err);
@@ -311,12 +321,12 @@ int partition_table_read(struct image *image, struct partition_table **ret, stru
 {
     _cleanup_(partition_table_free_cleanup) struct partition_table *table = NULL;
 
-    table = calloc(1, sizeof(*table));
-    if (table == NULL)
-        return error_oom(err);
+    int r = partition_table_none(image, &table, err);
+    if (r < 0)
+        return r;
     /* A few pieces, far apart. */
     image_read_ahead(image, false);
-    int r = read_table(image, table, err);
+    r = read_table(image, table, err);
     image_read_ahead(image, true);
     if (r < 0)
         return name_image(image, r, err);

@@ -34,9 +34,15 @@ struct partition_table {
 
 /*
  * Reads the table and what the partitions hold. A partition that does not lie within the disk is an
- * error that names it. *ret is freed with partition_table_free().
+ * error that names it. -EFBIG: the process has a limit of file sizes below the disk's size, with
+ * which libblkid cannot look at it. *ret is freed with partition_table_free().
  */
 int partition_table_read(struct image *image, struct partition_table **ret, struct error *err);
+
+/* The table of a disk that is not looked at: there is nothing but all of it. */
+int partition_table_none(const struct image *image, struct partition_table **ret,
+                         struct error *err);
+
 void partition_table_free(struct partition_table *table);
 DEFINE_CLEANUP(struct partition_table, partition_table_free);
 

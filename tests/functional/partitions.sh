@@ -275,4 +275,12 @@ printf 'label: gpt\nsize=512M, type=U\nname=data\n' | quiet sfdisk large.img
 quiet qemu-img convert -f raw -O qcow2 large.img large.qcow2
 is "499 GiB" "$(by_info large.qcow2)" "$(by_sfdisk large.img)"
 
+# A limit of file sizes, which is not the image's fault.
+limited() { bash -c 'ulimit -f 2000; exec "$@"' - "$QVERITY" "$@"; }
+refused "with a limit of file sizes" 1 '^qverity: large.qcow2: partitions cannot be looked for .*limit of file sizes' \
+    bash -c 'ulimit -f 2000; exec "$@"' - "$QVERITY" read large.qcow2 -p 1 0 1
+is "the disk is there" "$(limited read large.qcow2 512 8)" "EFI PART"
+is "and all of it" "$(limited map --json large.qcow2 | python3 -c 'import json, sys; print(sum(e["length"] for e in json.load(sys.stdin)))')" \
+    $((499 << 30))
+
 finish
