@@ -2,12 +2,12 @@
 #include "hashtree/hasher-evp.h"
 
 #include <errno.h>
-#include <openssl/err.h>
 #include <openssl/provider.h>
 #include <pthread.h>
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/openssl.h"
 
 /*
  * A library context of our own, as libcryptsetup has one: whirlpool and md4 come from the legacy
@@ -38,22 +38,6 @@ static void md_free(EVP_MD *md)
     EVP_MD_free(md);
 }
 DEFINE_CLEANUP(EVP_MD, md_free);
-
-static void md_ctx_free(EVP_MD_CTX *ctx)
-{
-    EVP_MD_CTX_free(ctx);
-}
-DEFINE_CLEANUP(EVP_MD_CTX, md_ctx_free);
-
-/* `code` with the reason that OpenSSL has queued, if any. */
-static int openssl_error(struct error *err, int code, const char *what)
-{
-    unsigned long openssl = ERR_peek_last_error();
-    const char *reason = openssl != 0 ? ERR_reason_error_string(openssl) : NULL;
-
-    ERR_clear_error();
-    return error_set(err, code, "%s: OpenSSL: %s", what, reason != NULL ? reason : "failed");
-}
 
 static int digest_fetch(const char *digest, EVP_MD **ret, struct error *err)
 {

@@ -9,7 +9,6 @@
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/ec.h>
-#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/objects.h>
 #include <openssl/pem.h>
@@ -17,6 +16,7 @@
 #include <sys/stat.h>
 
 #include "common/io.h"
+#include "common/openssl.h"
 #include "common/units.h"
 #include "qemuctl/measure-internal.h"
 
@@ -56,12 +56,6 @@ static void bn_free(BIGNUM *bn)
     BN_free(bn);
 }
 DEFINE_CLEANUP(BIGNUM, bn_free);
-
-static void md_ctx_free(EVP_MD_CTX *ctx)
-{
-    EVP_MD_CTX_free(ctx);
-}
-DEFINE_CLEANUP(EVP_MD_CTX, md_ctx_free);
 
 static void pkey_ctx_free(EVP_PKEY_CTX *ctx)
 {

@@ -2,16 +2,8 @@
 #include "qemuctl/sha.h"
 
 #include <errno.h>
-#include <openssl/err.h>
 
-int openssl_error(struct error *err, int code, const char *what)
-{
-    unsigned long openssl = ERR_peek_last_error();
-    const char *reason = openssl != 0 ? ERR_reason_error_string(openssl) : NULL;
-
-    ERR_clear_error();
-    return error_set(err, code, "%s: OpenSSL: %s", what, reason != NULL ? reason : "failed");
-}
+#include "common/openssl.h"
 
 int sha_open(struct sha *sha, const char *name, struct error *err)
 {

@@ -33,7 +33,3 @@ int sha_end(struct sha *sha, uint8_t *digest, struct error *err);
 /* All of a message at once. */
 int sha_of(struct sha *sha, const void *data, size_t size, uint8_t *digest, struct error *err);
 int sha256_of(const void *data, size_t size, uint8_t digest[static SHA256_SIZE], struct error *err);
-
-/* An error of libcrypto with the reason that it has queued, if any; the queue is emptied. Returns
- * -code. */
-int openssl_error(struct error *err, int code, const char *what);

@@ -51,6 +51,12 @@ golden()
     fi
 }
 
+flash()
+{
+    printf '%s\n' -drive if=pflash,format=raw,unit=0,file=OVMF_CODE.fd,readonly=on \
+        -drive if=pflash,format=raw,unit=1,file=OVMF_VARS.fd,snapshot=on
+}
+
 always()
 {
     cat <<'END2'
@@ -157,12 +163,7 @@ for dialect in upstream amd-fork; do
         --ovmf-code OVMF_CODE.fd --ovmf-vars OVMF_VARS.fd --cdrom ubuntu.iso \
         --kernel casper-vmlinuz --initrd casper-initrd --append "$install" < <(
         always
-        cat <<'END2'
--drive
-if=pflash,format=raw,unit=0,file=OVMF_CODE.fd,readonly=on
--drive
-if=pflash,format=raw,unit=1,file=OVMF_VARS.fd,snapshot=on
-END2
+        flash
         disk 0 "$T/disk.qcow2" qverity-disk qcow2
         printf '%s\n' -drive file=ubuntu.iso,media=cdrom,format=raw -boot d
         kernel casper-vmlinuz casper-initrd "$install"
@@ -175,12 +176,7 @@ for dialect in upstream amd-fork; do
     golden "$dialect: the installed disk, by its boot loader" disk.qcow2 --writable --snp-dialect $dialect \
         --ovmf-code OVMF_CODE.fd --ovmf-vars OVMF_VARS.fd "${default_network[@]}" < <(
         always
-        cat <<'END2'
--drive
-if=pflash,format=raw,unit=0,file=OVMF_CODE.fd,readonly=on
--drive
-if=pflash,format=raw,unit=1,file=OVMF_VARS.fd,snapshot=on
-END2
+        flash
         disk 0 "$T/disk.qcow2" qverity-disk qcow2
         network
     )

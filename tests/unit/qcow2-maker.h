@@ -53,6 +53,24 @@ static inline uint64_t peek64(const struct maker *m, uint64_t offset)
     return be64toh(n);
 }
 
+/* A directory of its own for a group of tests, which goes with all that is in it. */
+static char maker_directory[] = "/tmp/qverity-test-qcow2.XXXXXX";
+
+static inline int maker_enter(void **state)
+{
+    (void)state;
+    return mkdtemp(maker_directory) == NULL || chdir(maker_directory) < 0 ? -1 : 0;
+}
+
+static inline int maker_leave(void **state)
+{
+    char command[sizeof(maker_directory) + 16];
+
+    (void)state;
+    snprintf(command, sizeof(command), "rm -rf %s", maker_directory);
+    return chdir("/") < 0 || system(command) != 0 ? -1 : 0;
+}
+
 /* Room of `bytes` at the end of the file, from a cluster's start on. Returns its offset. */
 static inline uint64_t maker_allocate(struct maker *m, uint64_t bytes)
 {

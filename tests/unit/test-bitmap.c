@@ -13,22 +13,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-static char directory[] = "/tmp/qverity-test-bitmap.XXXXXX";
-
-static int setup(void **state)
-{
-    (void)state;
-    return mkdtemp(directory) == NULL || chdir(directory) < 0 ? -1 : 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    unlink("a");
-    unlink("b");
-    return chdir("/") < 0 || rmdir(directory) < 0 ? -1 : 0;
-}
-
 /* --- Writes, as the reset makes them --- */
 
 enum { WRITES_MAX = 64 };
@@ -840,5 +824,5 @@ int main(void)
         cmocka_unit_test(test_locks),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, maker_enter, maker_leave);
 }

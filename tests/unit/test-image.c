@@ -11,23 +11,6 @@
 #include "image/image.h"
 #include "image/write.h"
 
-static char directory[] = "/tmp/qverity-test-image.XXXXXX";
-
-static int setup(void **state)
-{
-    (void)state;
-    return mkdtemp(directory) == NULL || chdir(directory) < 0 ? -1 : 0;
-}
-
-static int teardown(void **state)
-{
-    char command[100];
-
-    (void)state;
-    snprintf(command, sizeof(command), "rm -rf %s", directory);
-    return chdir("/") < 0 || system(command) != 0 ? -1 : 0;
-}
-
 enum { DISK = 1 << 20 };
 
 /* An empty qcow2 image at `path` that names a backing file. */
@@ -488,5 +471,5 @@ int main(void)
         cmocka_unit_test(test_next_above),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, maker_enter, maker_leave);
 }

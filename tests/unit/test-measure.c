@@ -12,29 +12,9 @@
 
 #include "common/units.h"
 #include "qemuctl/measure.h"
-#include "tests/unit/ovmf-maker.h"
+#include "tests/unit/ovmf-loader.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
-static struct ovmf *amdsev(void)
-{
-    static uint8_t image[MADE_SIZE];
-    struct ovmf *ovmf = NULL;
-
-    make_amdsev(image);
-    assert_int_equal(ovmf_new("made", image, MADE_SIZE, &ovmf, NULL), 0);
-    return ovmf;
-}
-
-static struct ovmf *ovmfx64(void)
-{
-    static uint8_t image[MADE_SIZE];
-    struct ovmf *ovmf = NULL;
-
-    make_ovmfx64(image);
-    assert_int_equal(ovmf_new("made", image, MADE_SIZE, &ovmf, NULL), 0);
-    return ovmf;
-}
 
 /* --- Digests --- */
 

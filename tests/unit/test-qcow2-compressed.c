@@ -10,21 +10,6 @@
 #include <zlib.h>
 #include <zstd.h>
 
-static char directory[] = "/tmp/qverity-test-qcow2-compressed.XXXXXX";
-
-static int setup(void **state)
-{
-    (void)state;
-    return mkdtemp(directory) == NULL || chdir(directory) < 0 ? -1 : 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    unlink("a");
-    return chdir("/") < 0 || rmdir(directory) < 0 ? -1 : 0;
-}
-
 /* Half of it compresses well, half does not. */
 static uint8_t *make_plain(size_t size, uint64_t seed)
 {
@@ -442,5 +427,5 @@ int main(void)
         cmocka_unit_test(test_threads),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, maker_enter, maker_leave);
 }

@@ -12,22 +12,6 @@
 
 enum { SECTOR = 512 };
 
-static char directory[] = "/tmp/qverity-test-qcow2-map.XXXXXX";
-
-static int setup(void **state)
-{
-    (void)state;
-    return mkdtemp(directory) == NULL || chdir(directory) < 0 ? -1 : 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    unlink("a");
-    unlink("base");
-    return chdir("/") < 0 || rmdir(directory) < 0 ? -1 : 0;
-}
-
 /* --- The model --- */
 
 struct model {
@@ -452,5 +436,5 @@ int main(void)
         cmocka_unit_test(test_empty),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, maker_enter, maker_leave);
 }

@@ -7,23 +7,6 @@
 #include <errno.h>
 #include <sys/stat.h>
 
-static char directory[] = "/tmp/qverity-test-qcow2.XXXXXX";
-
-static int setup(void **state)
-{
-    (void)state;
-    return mkdtemp(directory) == NULL || chdir(directory) < 0 ? -1 : 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    unlink("a");
-    unlink("base");
-    unlink("data");
-    return chdir("/") < 0 || rmdir(directory) < 0 ? -1 : 0;
-}
-
 /* --- Headers --- */
 
 enum { CLUSTER = 512, DISK = 1 << 20 }; /* with an L1 table of 32 entries, in cluster 2 */
@@ -648,5 +631,5 @@ int main(void)
         cmocka_unit_test(test_snapshots),      cmocka_unit_test(test_bitmaps),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, maker_enter, maker_leave);
 }
