@@ -17,12 +17,14 @@ static const char *const not_in_lists[] = {"foreground", "options", "json", "hel
 
 /* Longest list of options, as mount.c has it. */
 #define LIST_MAX 4096
+/* Of `qverity mount` in all lists. */
+#define OWN_MAX 256
 
 struct translation {
     char **argv; /* of `qverity mount` */
     int argc;
     char rest[LIST_MAX]; /* of the list: mount options */
-    char *own[LIST_MAX / 2];
+    char *own[OWN_MAX];
     int own_count;
     const char *operands[2];
     int operand_count;
@@ -86,6 +88,8 @@ static int take_list(struct translation *t, const char *list, struct error *err)
             strcat(t->rest, copy);
             continue;
         }
+        if ((size_t)t->own_count == sizeof(t->own) / sizeof(t->own[0]))
+            return cli_usage_error(err, "-o: more than %d options", t->own_count);
         char *option;
         if (asprintf(&option, "--%s", copy) < 0)
             return error_oom(err);

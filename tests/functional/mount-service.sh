@@ -42,6 +42,8 @@ fi
 refused "an option that is none" 2 "unknown mount option 'colour=red'" ./mount.qverity disk.qcow2 mnt -o colour=red
 refused "a value that is none" 2 "idle-timeout: '1x'" ./mount.qverity disk.qcow2 mnt -o idle-timeout=1x
 refused "-f in the list" 2 "unknown mount option 'foreground'" ./mount.qverity disk.qcow2 mnt -o foreground
+many=$(printf 'lean,%.0s' {1..800})
+refused "options without end" 2 "-o: more than 256 options" ./mount.qverity disk.qcow2 mnt -o "$many" -o "$many" -o "$many"
 refused "no directory" 2 "arguments are missing" ./mount.qverity disk.qcow2
 refused "no image" 1 "none.qcow2: cannot open" ./mount.qverity "$T/none.qcow2" mnt
 
