@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <inttypes.h>
+#include <string.h>
 
 #include "cli/cli.h"
 #include "common/checked.h"
@@ -101,6 +102,8 @@ static int diff_run(const struct cli_options *options, int argc, char **argv, vo
     (void)argc, (void)arg;
     if (options->keep.path != NULL)
         return cli_usage_error(err, "diff: --tree names one file, but there are two images");
+    if (options->verity.salt != NULL && strcmp(options->verity.salt, "random") == 0)
+        return cli_usage_error(err, "diff: --salt random: trees compare with the same salt only");
     struct cli_target targets[2];
     int r = cli_targets_open(argv, 2, options, NULL, targets, err);
     if (r < 0)

@@ -20,5 +20,6 @@ is "JSON, equal" "$("$QVERITY" diff --json -p disk a.qcow2 a.raw | python3 -c 'i
 qemu-img resize -q b.qcow2 65M
 is "another size" "$("$QVERITY" diff -p disk a.qcow2 b.qcow2 | tail -1)" "67108864 1048576"
 refused "--tree" 2 'names one file' "$QVERITY" diff --tree x a.qcow2 b.qcow2
+refused "salts of their own" 2 'the same salt only' "$QVERITY" diff --salt random a.qcow2 b.qcow2
 refused "missing" 1 'cannot open' "$QVERITY" diff a.qcow2 none
 finish
