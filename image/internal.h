@@ -12,7 +12,8 @@
  * An image is a chain of layers: the image that was opened, its backing file, that one's backing
  * file, and so on. Each layer is read by one backend, which knows nothing of the others: it says of
  * a range whether it holds the bytes, whether they are zeros, or whether they are the next layer's
- * to tell. image.c walks the chain, and merges what the layers say into extents.
+ * to tell. image.c opens the chain; extents.c walks it, and merges what the layers say into
+ * extents.
  *
  * Threads: a layer does not change once it is open. What is cached behind it takes care of itself
  * (l2-cache.c, cluster-cache.c).
