@@ -35,7 +35,7 @@
  */
 
 /* Changes when the same recipe comes to mean something else. */
-#define ENGINE_VERSION 1
+#define ENGINE_VERSION 2
 
 /* --- Identities --- */
 

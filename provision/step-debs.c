@@ -44,7 +44,7 @@ static int run(struct build *build, struct step *step, struct error *err)
     const struct debs_options *options = step->options;
     _cleanup_(parcel_free_cleanup) struct parcel *archive = NULL;
     _cleanup_argv_ struct argv dpkg = ARGV_INIT;
-    char *const environment[] = {(char *)"DEBIAN_FRONTEND=noninteractive", NULL};
+    char *const environment[] = {(char *)INITRD_NO, NULL};
     char *const clean[] = {(char *)"rm", (char *)"-rf", (char *)"--", (char *)DIRECTORY, NULL};
 
     argv_add(&dpkg, "dpkg");
@@ -64,7 +64,9 @@ static int run(struct build *build, struct step *step, struct error *err)
     if (r == 0)
         r = place_run(build,
                       &(struct place_command){.argv = dpkg.items,
-                                              .environment = environment,
+                                              .environment = initramfs_follows(build->recipe, step)
+                                                                 ? environment
+                                                                 : NULL,
                                               .input = -1,
                                               .output = -1,
                                               .timeout = options->timeout},
@@ -73,6 +75,14 @@ static int run(struct build *build, struct step *step, struct error *err)
         r = place_run(build, &(struct place_command){.argv = clean, .input = -1, .output = -1},
                       err);
     return r;
+}
+
+static int inputs(const struct build *build, const struct step *step, struct digest *digest,
+                  struct error *err)
+{
+    (void)err;
+    digest_number(digest, initramfs_follows(build->recipe, step));
+    return 0;
 }
 
 static int plan(const struct build *build, const struct step *step, struct plan_step *plan,
@@ -94,6 +104,7 @@ const struct step_type step_debs = {
     .places = IN(PLACE_TREE) | IN(PLACE_RUNNING),
     .changes = true,
     .check = check,
+    .inputs = inputs,
     .run = run,
     .plan = plan,
 };

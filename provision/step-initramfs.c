@@ -173,6 +173,34 @@ static int make(struct build *build, const struct initramfs_options *options, co
     return place_run(build, &command, err);
 }
 
+bool initramfs_follows(const struct recipe *recipe, const struct step *step)
+{
+    for (size_t i = step->number; i < recipe->step_count; i++) {
+        if (strcmp(recipe->steps[i].type->kind, step_initramfs.kind) == 0)
+            return true;
+        if (recipe->steps[i].type->moves)
+            break;
+    }
+    return false;
+}
+
+/* Boot loaders follow links that are made when a kernel is installed, those of initrds only if
+ * there is an initrd already: wherever a kernel has a link, its initrd gets one. */
+static int make_links(struct build *build, struct error *err)
+{
+    static const char script[] =
+        "for link in /vmlinuz /vmlinuz.old /boot/vmlinuz /boot/vmlinuz.old; do\n"
+        "    kernel=$(readlink $link) || continue\n"
+        "    initrd=${kernel%vmlinuz-*}initrd.img-${kernel##*vmlinuz-}\n"
+        "    case $initrd in /*) path=$initrd ;; *) path=${link%/*}/$initrd ;; esac\n"
+        "    [ ! -e \"$path\" ] || ln -sfn \"$initrd\" "
+        "${link%vmlinuz*}initrd.img${link##*vmlinuz}\n"
+        "done\n";
+    char *const argv[] = {(char *)"sh", (char *)"-c", (char *)script, NULL};
+
+    return place_run(build, &(struct place_command){.argv = argv, .input = -1, .output = -1}, err);
+}
+
 static int run(struct build *build, struct step *step, struct error *err)
 {
     const struct initramfs_options *options = step->options;
@@ -195,7 +223,7 @@ static int run(struct build *build, struct step *step, struct error *err)
     }
     if (r == 0 && count == 0)
         r = error_set(err, ENOENT, "there is no kernel in the system (/lib/modules is empty)");
-    return r;
+    return r < 0 ? r : make_links(build, err);
 }
 
 static int inputs(const struct build *build, const struct step *step, struct digest *digest,

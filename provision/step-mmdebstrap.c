@@ -319,16 +319,6 @@ static int find_sources(struct build *build, const struct mmdebstrap_options *st
 
 /* --- mmdebstrap --- */
 
-/* Whether a step behind makes the initramfs, so that the kernel's package need not. */
-static bool initramfs_follows(const struct recipe *recipe, const struct step *step)
-{
-    for (size_t i = step->number; i < recipe->step_count; i++)
-        if (recipe->steps[i].before == PLACE_TREE &&
-            strcmp(recipe->steps[i].type->kind, "initramfs") == 0)
-            return true;
-    return false;
-}
-
 static char *join(const struct texts *texts, const char *first)
 {
     char *all = NULL;
@@ -438,7 +428,7 @@ static int install(struct build *build, struct step *step, const struct source_o
     argv_add(&environment, "LC_ALL=C.UTF-8");
     argv_addf(&environment, "SOURCE_DATE_EPOCH=%llu", (unsigned long long)build->recipe->epoch);
     if (initramfs_follows(build->recipe, step))
-        argv_add(&environment, "INITRD=No");
+        argv_add(&environment, INITRD_NO);
     r = argv_check(&environment, err);
     if (r < 0)
         return r;

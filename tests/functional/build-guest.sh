@@ -9,7 +9,25 @@ make_tree template
 mkdir -p template/etc/ssh template/usr/sbin
 cp template/bin/true template/usr/sbin/sshd
 cp -a template guest
-for program in sync uname; do cp "$(type -P $program)" guest/bin/; done
+for program in sync uname readlink; do cp "$(type -P $program)" guest/bin/; done
+cat >guest/bin/dpkg <<'END'
+#!/bin/sh
+echo "dpkg $* INITRD=${INITRD:-}" >>/packages.log
+mkdir -p /lib/modules/1-new
+: >/boot/vmlinuz-1-new
+[ ! -e /vmlinuz ] || exit 0
+ln -s boot/vmlinuz-1-new /vmlinuz
+ln -s vmlinuz-1-new /boot/vmlinuz
+ln -s /boot/vmlinuz-0-gone /vmlinuz.old
+ln -s boot/initrd.img-0-old /initrd.img
+END
+cat >guest/bin/update-initramfs <<'END'
+#!/bin/sh
+echo "update-initramfs $* $SOURCE_DATE_EPOCH" >>/packages.log
+: >/boot/initrd.img-1-new
+END
+chmod 755 guest/bin/dpkg guest/bin/update-initramfs
+echo package >linux-image-new.deb
 cat >guest/bin/systemctl <<'END'
 #!/bin/sh
 echo "systemctl $*" >>/systemctl.log
@@ -92,6 +110,30 @@ is "the file system's UUID, too" "$(dumpe2fs -h root.raw 2>/dev/null | grep UUID
     "$(dd if=before.raw of=b.raw bs=1M skip=1 count=58 status=none; dumpe2fs -h b.raw 2>/dev/null | grep UUID)"
 "$QVERITY" build --json --accel tcg --work work r.yaml >out 2>/dev/null
 like "what was removed is told" "$(jq -r '.removed[].what' out | tr '\n' ' ')" 'SSH keys'
+
+# --- A kernel ---
+
+cat >kernel.yaml <<'END'
+name: t
+steps:
+  - disk: 60M
+    partitions: [{type: root}]
+  - install: mmdebstrap
+  - boot
+  - {name: first, debs: linux-image-new.deb}
+  - initramfs
+  - debs: linux-image-new.deb
+  - shutdown
+END
+FAKE_GUEST_WORK=$T/kernel build --accel tcg --work kernel kernel.yaml
+is "a kernel's packages are installed" $? 0
+is "which make no initramfs if a step does" "$(cut -d ' ' -f 1-2,4- guest/packages.log)" 'dpkg --install INITRD=No
+update-initramfs -c 1-new 1700000000
+dpkg --install INITRD='
+is "and a kernel's links have their initrds" "$(readlink guest/initrd.img guest/boot/initrd.img guest/initrd.img.old)" \
+    'boot/initrd.img-1-new
+initrd.img-1-new'
+rm -rf kernel guest/poweroff guest/initrd.img*
 
 # --- A key that nobody thought of ---
 
