@@ -336,8 +336,8 @@ const struct cli_command cmd_ls = {
     .details =
         "A name a line, in the order of their bytes. The files are those of the partition that -p\n"
         "chooses, or of the data partition, which must be ext2, ext3 or ext4; nothing is mounted.\n"
-        "Owners and groups are numbers. On a terminal, control characters and bytes that are not\n"
-        "UTF-8 are shown as \\xNN.",
+        "Owners and groups are numbers. On a terminal, control characters, marks that turn the\n"
+        "direction of writing, and bytes that are not UTF-8 are shown as \\xNN.",
     .groups = CLI_IMAGE | CLI_PARTITION | CLI_JSON | CLI_SANDBOX,
     .options = ls_options,
     .operands_min = 1,
