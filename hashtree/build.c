@@ -8,8 +8,8 @@
  * L2 cache when it is hashed; as soon as one does not, it starts more, up to RUN_DEPTH, before it
  * waits.
  *
- * A worker touches nothing that others touch but the plan (once a segment), a segment's parent
- * node, and relaxed counters. The first error stops all; whoever meets it tells it.
+ * A worker touches nothing that others touch but the plan (once a segment or several), a segment's
+ * parent node, and relaxed counters. The first error stops all; whoever meets it tells it.
  */
 #include <assert.h>
 #include <string.h>
@@ -39,6 +39,8 @@ struct build {
 struct worker {
     struct build *build;
     struct reader *reader;
+    struct plan_item items[PLAN_ITEMS]; /* that the plan gave; those before next_item are begun */
+    unsigned next_item, items_count;
     struct segment *segment; /* that runs are made of */
     struct segment *active;  /* all that were not given back */
     struct segment *free;
@@ -301,22 +303,26 @@ static int start_segment(struct worker *worker, const struct plan_item *item, st
 static int next_segment(struct worker *worker, struct error *err)
 {
     struct build *build = worker->build;
-    struct plan_item item;
+    int r = 0;
 
     while (worker->segment == NULL && !worker->plan_ended) {
-        int r = plan_next(&build->plan, &item, err);
-        if (r < 0)
-            return r;
-        switch (item.kind) {
+        if (worker->next_item == worker->items_count) {
+            worker->next_item = worker->items_count = 0;
+            r = plan_next(&build->plan, worker->items, &worker->items_count, err);
+            if (r < 0)
+                return r;
+        }
+        const struct plan_item *item = &worker->items[worker->next_item++];
+        switch (item->kind) {
         case PLAN_END:
             worker->plan_ended = true;
             break;
         case PLAN_CONSTANTS:
-            r = build->plan.sink.constants(build->plan.sink.arg, item.level, item.first, item.count,
-                                           err);
+            r = build->plan.sink.constants(build->plan.sink.arg, item->level, item->first,
+                                           item->count, err);
             break;
         case PLAN_SEGMENT:
-            r = start_segment(worker, &item, err);
+            r = start_segment(worker, item, err);
             break;
         }
         if (r < 0)
@@ -392,6 +398,9 @@ static int work(struct worker *worker, struct error *err)
         }
         if (worker->runs == 0 && !more)
             return node_batch_flush(&build->plan, &worker->batch, err);
+        /* Short runs, of scattered data, are read together. */
+        if (run != NULL && more && reader_gathers(worker->reader))
+            continue;
         struct run *finished = NULL;
         int r = reader_finished(worker->reader, run == NULL || !more, &finished, err);
         if (r == 0 && finished != NULL)
@@ -429,6 +438,8 @@ static void *worker_main(void *arg)
         worker.free = segment->next;
         segment_free(segment);
     }
+    plan_give_back(&build->plan, worker.items + worker.next_item,
+                   worker.items_count - worker.next_item);
     node_batch_free(&build->plan, &worker.batch);
     return NULL;
 }

@@ -217,6 +217,9 @@ struct plan_item {
     uint64_t first, count;
 };
 
+/* Pieces of work that a plan hands out at once, at most. */
+#define PLAN_ITEMS 16
+
 struct plan {
     struct hashtree *tree;
     struct node_sink sink;
@@ -252,8 +255,12 @@ int plan_init(struct plan *plan, struct hashtree *tree, const struct node_base *
 int plan_finish(struct plan *plan, struct error *err);
 void plan_free(struct plan *plan);
 
-/* The next piece of work. Errors come from mapping the image. */
-int plan_next(struct plan *plan, struct plan_item *ret, struct error *err);
+/* The next pieces of work: fills `ret`, PLAN_ITEMS of them, and says how many there are, at least
+ * one; PLAN_END stands alone. Errors come from mapping the image. */
+int plan_next(struct plan *plan, struct plan_item *ret, unsigned *ret_count, struct error *err);
+
+/* Gives back the counts of work that was not begun, which only a plan that is stopped has. */
+void plan_give_back(struct plan *plan, const struct plan_item *items, unsigned count);
 
 /* Gives back one count of `node`; if it was the last, hashes it into its parent, and so on up. */
 int node_release(struct plan *plan, struct shared_node *node, struct error *err);
@@ -380,6 +387,10 @@ void reader_put_run(struct reader *reader, struct run *run);
 
 /* Starts reading what the run's pieces say; the rest of the buffer was filled by the caller. */
 int reader_start(struct reader *reader, struct run *run, struct error *err);
+
+/* Whether more should be started before reader_finished() is called: the kernel would be troubled
+ * with little, and no run is finished anyway. */
+bool reader_gathers(const struct reader *reader);
 
 /* A run whose bytes are all there, or NULL: at once when `wait` is false, else when there is none
  * under way. */

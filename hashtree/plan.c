@@ -18,7 +18,8 @@
  * segments in flight are in memory, however large the image.
  *
  * Locking: plan->lock guards the cursor, the path, and the list of constant nodes. It is taken once
- * a segment. Mapping happens under it, hashing and sinks never do.
+ * a segment, or a few with little data in them. Mapping happens under it, hashing and sinks never
+ * do.
  */
 #include <assert.h>
 #include <string.h>
@@ -348,6 +349,7 @@ static int take_segment(struct plan *plan, struct plan_item *ret, struct closed_
         return r;
     if (parent == NULL) {
         end_plan(plan);
+        ret->kind = PLAN_END;
         return 0;
     }
     uint64_t after = min_u64(first + plan->segment_blocks, tree->params.data_blocks);
@@ -369,17 +371,52 @@ static int take_segment(struct plan *plan, struct plan_item *ret, struct closed_
     return 0;
 }
 
-int plan_next(struct plan *plan, struct plan_item *ret, struct error *err)
+/*
+ * Takes segments as long as they have little data, up to PLAN_ITEMS: with single clusters all over
+ * a disk, taking the lock would cost as much as hashing one. Not more than a part of what is left,
+ * so that all workers have something to do until the end.
+ */
+static int take_segments(struct plan *plan, struct plan_item *items, unsigned *count,
+                         struct closed_nodes *closed, struct error *err)
+{
+    const struct hashtree *tree = plan->tree;
+    uint64_t fair = plan->cursor + (tree_data_size(tree) - plan->cursor) / 4 / tree->threads;
+    uint64_t data = 0;
+
+    do {
+        struct plan_item *item = &items[*count];
+        int r = take_segment(plan, item, closed, err);
+        if (r < 0 || item->kind == PLAN_END)
+            return r;
+        ++*count;
+        const struct extent *first = &item->map.extent;
+        data += min_u64(first->start + first->length - tree->start, plan->cursor) - item->start;
+    } while (*count < PLAN_ITEMS && data < SEGMENT_BYTES && plan->cursor < fair &&
+             plan->base == NULL && plan->constants_count == 0 && closed->count == 0);
+    return 0;
+}
+
+void plan_give_back(struct plan *plan, const struct plan_item *items, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (items[i].kind == PLAN_SEGMENT)
+            node_release(plan, items[i].parent, NULL);
+}
+
+int plan_next(struct plan *plan, struct plan_item *ret, unsigned *ret_count, struct error *err)
 {
     struct closed_nodes closed = {.count = 0};
-    struct plan_item item = {.kind = PLAN_END};
+    unsigned count = 0;
     int r = 0;
 
     pthread_mutex_lock(&plan->lock);
     if (plan->constants_count == 0 && !plan->ended)
-        r = take_segment(plan, &item, &closed, err);
-    if (r == 0 && item.kind == PLAN_END && plan->constants_count > 0)
-        take_constants(plan, &item);
+        r = take_segments(plan, ret, &count, &closed, err);
+    if (r == 0 && count == 0) {
+        ret[count++] = (struct plan_item){.kind = PLAN_END};
+        if (plan->constants_count > 0)
+            take_constants(plan, ret);
+    }
     pthread_mutex_unlock(&plan->lock);
 
     /* Outside the lock: this can hash, and the sink can write. */
@@ -389,11 +426,10 @@ int plan_next(struct plan *plan, struct plan_item *ret, struct error *err)
             r = released;
     }
     if (r < 0) {
-        if (item.kind == PLAN_SEGMENT)
-            node_release(plan, item.parent, NULL);
+        plan_give_back(plan, ret, count);
         return r;
     }
-    *ret = item;
+    *ret_count = count;
     return 0;
 }
 

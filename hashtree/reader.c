@@ -35,6 +35,7 @@ struct reader {
     struct run *free;
     struct run *finished;
     unsigned in_flight;          /* reads */
+    uint64_t prepared;           /* bytes of reads that the kernel was not given yet */
     unsigned runs_without_uring; /* still to come before it is set up */
     bool uring_tried;
     bool uring;
@@ -270,6 +271,7 @@ int reader_start(struct reader *reader, struct run *run, struct error *err)
             continue;
         }
         prepare(reader, sqe, piece);
+        reader->prepared += piece->length;
         run->reads++;
         reader->in_flight++;
     }
@@ -293,11 +295,18 @@ static int take_completion(struct reader *reader, const struct io_uring_cqe *cqe
     return r;
 }
 
+bool reader_gathers(const struct reader *reader)
+{
+    return reader->prepared > 0 && reader->prepared < reader->run_bytes &&
+           reader->finished == NULL && io_uring_cq_ready(&reader->ring) == 0;
+}
+
 /* Gives prepared reads to the kernel, which makes those that need no waiting at once. */
 static int submit(struct reader *reader, unsigned wait_for, struct error *err)
 {
     int r = io_uring_submit_and_wait(&reader->ring, wait_for);
 
+    reader->prepared = 0;
     /* After these the same call can be made again. */
     if (r >= 0 || r == -EINTR || r == -EAGAIN || r == -EBUSY)
         return 0;
@@ -309,7 +318,8 @@ int reader_finished(struct reader *reader, bool wait, struct run **ret, struct e
     while (reader->finished == NULL && reader->in_flight > 0) {
         struct io_uring_cqe *cqe = NULL;
         int r = 0;
-        if (io_uring_sq_ready(&reader->ring) > 0)
+        bool few = reader->prepared < reader->run_bytes && io_uring_cq_ready(&reader->ring) > 0;
+        if (io_uring_sq_ready(&reader->ring) > 0 && !few)
             r = submit(reader, 0, err);
         if (r == 0 && io_uring_peek_cqe(&reader->ring, &cqe) < 0) {
             if (!wait)

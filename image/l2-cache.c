@@ -13,6 +13,9 @@
  * be the same machine code on x86, and unknown to thread sanitizers). Whoever misses reads the file
  * without any lock, uses what it read, and then puts it into a slot under the set's mutex.
  *
+ * A miss right behind a slice that is there comes, most likely, from somebody who walks over the
+ * map: a few slices more are read with it, as a system call takes longer than copying them.
+ *
  * Slots are filled over by second chance: a hit marks its slot, and a fill goes round the set,
  * unmarking, to the first slot without mark. Memory for a slot is allocated when it is first
  * filled, and stays until the cache is freed, so that a late reader still reads memory of ours.
@@ -32,6 +35,7 @@ enum {
     WAYS = 8,
     SETS = 128, /* 4 MiB in all, which map 32 GiB of disk at 64 KiB a cluster */
     OWNER_BITS = 9,
+    AHEAD_BYTES = 8 * L2_SLICE_BYTES_MAX, /* read at once, at most */
 };
 
 struct l2_set {
@@ -111,8 +115,10 @@ static unsigned find_victim(struct l2_set *set)
     }
 }
 
-static void insert(struct l2_set *set, uint64_t key, const uint64_t *words, size_t count)
+static void insert(struct l2_cache *cache, uint64_t key, const uint64_t *words, size_t count)
 {
+    struct l2_set *set = set_of(cache, key);
+
     pthread_mutex_lock(&set->fill_lock);
     for (unsigned way = 0; way < WAYS; way++) {
         if (atomic_load_explicit(&set->keys[way], memory_order_relaxed) == key) {
@@ -139,25 +145,50 @@ static void insert(struct l2_set *set, uint64_t key, const uint64_t *words, size
     pthread_mutex_unlock(&set->fill_lock);
 }
 
-int l2_cache_read(struct l2_cache *cache, unsigned owner, const struct image_file *file,
-                  uint64_t offset, size_t slice_bytes, size_t first, size_t count, uint64_t *words,
-                  struct error *err)
+static bool contains(struct l2_cache *cache, uint64_t key)
 {
-    uint64_t slice[L2_SLICE_WORDS_MAX];
-    uint64_t key = offset | owner;
     struct l2_set *set = set_of(cache, key);
+
+    for (unsigned way = 0; way < WAYS; way++)
+        if (atomic_load_explicit(&set->keys[way], memory_order_relaxed) == key)
+            return true;
+    return false;
+}
+
+/* Reads the slice at `offset`, and those behind it if that is worth it, into the cache. */
+static int read_slices(struct l2_cache *cache, unsigned owner, const struct image_file *file,
+                       uint64_t offset, size_t slice_bytes, uint64_t behind, size_t first,
+                       size_t count, uint64_t *words, struct error *err)
+{
+    uint64_t slices[AHEAD_BYTES / 8];
+    size_t length = (size_t)min_u64(slice_bytes + behind, AHEAD_BYTES);
+    uint64_t key = offset | owner;
+
+    /* Nobody asked for those behind: if they cannot be read, it does not matter. */
+    if (length == slice_bytes || offset == slice_bytes || !contains(cache, key - slice_bytes) ||
+        io_read_at(file->fd, file->path, slices, length, offset, NULL) < 0) {
+        length = slice_bytes;
+        int r = io_read_at(file->fd, file->path, slices, length, offset, err);
+        if (r < 0)
+            return r;
+    }
+    for (size_t at = 0; at < length; at += slice_bytes)
+        insert(cache, key + at, slices + at / 8, slice_bytes / 8);
+    for (size_t i = 0; i < count; i++)
+        words[i] = be64toh(slices[first + i]);
+    return 0;
+}
+
+int l2_cache_read(struct l2_cache *cache, unsigned owner, const struct image_file *file,
+                  uint64_t offset, size_t slice_bytes, uint64_t behind, size_t first, size_t count,
+                  uint64_t *words, struct error *err)
+{
+    uint64_t key = offset | owner;
 
     assert(owner < 1u << OWNER_BITS && offset != 0 && (offset & (slice_bytes - 1)) == 0);
     assert(slice_bytes >= 1u << OWNER_BITS && slice_bytes <= L2_SLICE_BYTES_MAX);
     assert(range_within(first, count, slice_bytes / 8));
-    if (lookup(set, key, first, count, words))
+    if (lookup(set_of(cache, key), key, first, count, words))
         return 0;
-
-    int r = io_read_at(file->fd, file->path, slice, slice_bytes, offset, err);
-    if (r < 0)
-        return r;
-    insert(set, key, slice, slice_bytes / 8);
-    for (size_t i = 0; i < count; i++)
-        words[i] = be64toh(slice[first + i]);
-    return 0;
+    return read_slices(cache, owner, file, offset, slice_bytes, behind, first, count, words, err);
 }

@@ -158,6 +158,7 @@ static int map_slice(const struct layer *layer, uint64_t table, uint64_t offset,
     uint64_t slice_entries = (uint64_t)1 << q->slice_entry_shift;
     uint64_t entry = (offset & (((uint64_t)1 << q->l1_shift) - 1)) >> g->cluster_bits;
     uint64_t slice = table + (entry >> q->slice_entry_shift) * q->slice_bytes;
+    uint64_t behind = table + ((uint64_t)1 << g->cluster_bits) - slice - q->slice_bytes;
     size_t first = (size_t)(entry & (slice_entries - 1));
     uint64_t in_cluster = offset & (((uint64_t)1 << g->cluster_bits) - 1);
     uint64_t wanted =
@@ -168,8 +169,8 @@ static int map_slice(const struct layer *layer, uint64_t table, uint64_t offset,
     /* Many runs are short: most of them are seen whole in the first few entries. */
     for (;;) {
         int r = l2_cache_read(layer->image->l2_cache, layer->depth, &layer_file(layer)->file, slice,
-                              q->slice_bytes, first * g->entry_words, count * g->entry_words, words,
-                              err);
+                              q->slice_bytes, behind, first * g->entry_words,
+                              count * g->entry_words, words, err);
         if (r < 0)
             return r;
         r = scan_entries(g, words, count, offset, length, ret, err);
