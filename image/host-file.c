@@ -12,6 +12,11 @@
  * qemu-img takes to read an image. Any number of readers go together; a writer and we exclude each
  * other, whoever comes first. To write we lock what QEMU does for a disk that it writes to; nobody
  * else who takes locks can then have the file open.
+ *
+ * Some locks are there for a moment only: while our own update resets dirty bitmaps, while qemu-img
+ * looks at the file. So who meets one tries again for half a second, and holds nothing meanwhile,
+ * lest two who meet wait for each other. Tries are counted, and not the time: on a busy machine,
+ * where the other one takes longer, so do we.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +25,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "common/log.h"
 #include "image/file-times.h"
@@ -63,28 +69,53 @@ static int test_byte(int fd, off_t byte)
     return lock.l_type == F_UNLCK ? 0 : -EBUSY;
 }
 
+enum { PAUSES_MAX = 50, PAUSE_MILLISECONDS = 10 };
+
+/* Whether to try again, after a pause. *pauses counts those that were made. */
+static bool pause_and_retry(const char *path, unsigned *pauses)
+{
+    const struct timespec pause = {.tv_nsec = PAUSE_MILLISECONDS * 1000000L};
+
+    if (*pauses == PAUSES_MAX)
+        return false;
+    if (*pauses == 0)
+        log_debug("%s: in use: waiting for a moment", path);
+    (*pauses)++;
+    (void)nanosleep(&pause, NULL);
+    return true;
+}
+
 enum { FOR_WRITING = 1 << 0, LOCK = 1 << 1 };
 
-static int lock_image(int fd, const char *path, bool writable, struct error *err)
-{
-    static const struct {
-        off_t byte;
-        unsigned flags;
-        const char *conflict;
-    } steps[] = {
-        {LOCK_PERMISSION_BASE + PERMISSION_CONSISTENT_READ, LOCK, NULL},
-        {LOCK_PERMISSION_BASE + PERMISSION_WRITE, LOCK | FOR_WRITING, NULL},
-        {LOCK_PERMISSION_BASE + PERMISSION_RESIZE, LOCK | FOR_WRITING, NULL},
-        {LOCK_UNSHARED_BASE + PERMISSION_WRITE, LOCK, NULL},
-        {LOCK_UNSHARED_BASE + PERMISSION_RESIZE, LOCK, NULL},
-        {LOCK_UNSHARED_BASE + PERMISSION_CONSISTENT_READ, 0, "lets nobody else read it"},
-        {LOCK_PERMISSION_BASE + PERMISSION_WRITE, 0, "has it open for writing"},
-        {LOCK_PERMISSION_BASE + PERMISSION_RESIZE, 0, "may resize it"},
-        {LOCK_UNSHARED_BASE + PERMISSION_WRITE, FOR_WRITING, "has it open"},
-        {LOCK_UNSHARED_BASE + PERMISSION_RESIZE, FOR_WRITING, "has it open"},
-    };
+static const struct {
+    off_t byte;
+    unsigned flags;
+    const char *conflict;
+} steps[] = {
+    {LOCK_PERMISSION_BASE + PERMISSION_CONSISTENT_READ, LOCK, NULL},
+    {LOCK_PERMISSION_BASE + PERMISSION_WRITE, LOCK | FOR_WRITING, NULL},
+    {LOCK_PERMISSION_BASE + PERMISSION_RESIZE, LOCK | FOR_WRITING, NULL},
+    {LOCK_UNSHARED_BASE + PERMISSION_WRITE, LOCK, NULL},
+    {LOCK_UNSHARED_BASE + PERMISSION_RESIZE, LOCK, NULL},
+    {LOCK_UNSHARED_BASE + PERMISSION_CONSISTENT_READ, 0, "lets nobody else read it"},
+    {LOCK_PERMISSION_BASE + PERMISSION_WRITE, 0, "has it open for writing"},
+    {LOCK_PERMISSION_BASE + PERMISSION_RESIZE, 0, "may resize it"},
+    {LOCK_UNSHARED_BASE + PERMISSION_WRITE, FOR_WRITING, "has it open"},
+    {LOCK_UNSHARED_BASE + PERMISSION_RESIZE, FOR_WRITING, "has it open"},
+};
 
-    for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+enum { STEPS = sizeof(steps) / sizeof(steps[0]) };
+
+static void unlock_image(int fd)
+{
+    for (size_t i = 0; i < STEPS; i++)
+        if ((steps[i].flags & LOCK) != 0)
+            (void)set_byte(fd, F_UNLCK, steps[i].byte);
+}
+
+static int lock_image_once(int fd, const char *path, bool writable, struct error *err)
+{
+    for (size_t i = 0; i < STEPS; i++) {
         if ((steps[i].flags & FOR_WRITING) != 0 && !writable)
             continue;
         bool lock = (steps[i].flags & LOCK) != 0;
@@ -110,6 +141,21 @@ static int lock_image(int fd, const char *path, bool writable, struct error *err
         }
     }
     return 0;
+}
+
+static int lock_image(int fd, const char *path, bool writable, struct error *err)
+{
+    unsigned pauses = 0;
+    int r;
+
+    while ((r = lock_image_once(fd, path, writable, err)) == -EBUSY) {
+        unlock_image(fd);
+        if (!pause_and_retry(path, &pauses))
+            break;
+    }
+    if (r == 0 && pauses > 0)
+        error_clear(err);
+    return r;
 }
 
 int host_file_open(const char *path, bool writable, struct host_file *ret, struct error *err)
@@ -202,7 +248,7 @@ static int reopen_for_writing(const struct host_file *file, int *ret, struct err
  * Since it was opened nobody else can write, so that it is enough to see that nobody counts on
  * nobody writing. Whoever opens the file from now on finds our byte locked.
  */
-int host_file_raise(const struct host_file *file, struct error *err)
+static int raise_once(const struct host_file *file, struct error *err)
 {
     const off_t write_byte = LOCK_PERMISSION_BASE + PERMISSION_WRITE;
     int r;
@@ -222,9 +268,21 @@ int host_file_raise(const struct host_file *file, struct error *err)
     return r;
 }
 
+int host_file_raise(const struct host_file *file, struct error *err)
+{
+    unsigned pauses = 0;
+    int r;
+
+    while ((r = raise_once(file, err)) == -EBUSY && pause_and_retry(file->file.path, &pauses))
+        ;
+    if (r == 0 && pauses > 0)
+        error_clear(err);
+    return r;
+}
+
 int host_file_raise_open(const struct host_file *file, int *ret, struct error *err)
 {
-    int r = host_file_raise(file, err);
+    int r = raise_once(file, err);
 
     if (r < 0)
         return r;

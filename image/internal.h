@@ -35,8 +35,8 @@ struct host_file {
 
 /*
  * Opens a regular file or block device for reading, or for writing as well, and takes QEMU's image
- * locks on it (see host-file.c). Anything else at `path` is refused. -EBUSY: somebody has it open
- * for writing; to write, if somebody has it open at all.
+ * locks on it (see host-file.c). Anything else at `path` is refused. -EBUSY, after half a second:
+ * somebody has it open for writing; to write, if somebody has it open at all.
  */
 int host_file_open(const char *path, bool writable, struct host_file *ret, struct error *err);
 void host_file_close(struct host_file *file);
@@ -46,8 +46,9 @@ DEFINE_CLEANUP_INPLACE(struct host_file, host_file_close);
 /*
  * Raises the locks of an open file to a writer's, for writes that change nothing of what its
  * readers here see. -EBUSY, with the locks as they were: somebody else has the file open. -ENOTSUP:
- * the file system has no locks. host_file_raise_open() also opens it for writing; *ret is the
- * caller's to close.
+ * the file system has no locks. host_file_raise() waits for half a second before it says -EBUSY.
+ * host_file_raise_open() does not: who has the file open is mostly a mount, for hours. It also
+ * opens the file for writing; *ret is the caller's to close.
  */
 int host_file_raise(const struct host_file *file, struct error *err);
 int host_file_raise_open(const struct host_file *file, int *ret, struct error *err);

@@ -4,7 +4,9 @@
 
 #include <errno.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common/checked.h"
 #include "image/file-times.h"
@@ -234,6 +236,85 @@ static bool is_locked(int fd, off_t byte)
 
     assert_int_equal(fcntl(fd, F_OFD_GETLK, &lock), 0);
     return lock.l_type != F_UNLCK;
+}
+
+/* Who waits for a lock sleeps here: no time goes by, and the lock may be released meanwhile. */
+static struct {
+    bool on, opening; /* who opens has no locks meanwhile that keep others from anything */
+    unsigned count;
+    unsigned release_at; /* when it was called so often */
+    int fd;
+    off_t byte;
+} sleeps;
+
+__attribute__((visibility("default"))) int nanosleep(const struct timespec *wanted,
+                                                     struct timespec *left)
+{
+    /* Others wait for the clock that files have. */
+    if (!sleeps.on || wanted->tv_nsec != 10000000)
+        return (int)syscall(SYS_nanosleep, wanted, left);
+    for (unsigned i = 0; sleeps.opening && i < 4; i++)
+        assert_false(is_locked(sleeps.fd, 100 + i) || is_locked(sleeps.fd, 200 + i));
+    if (++sleeps.count == sleeps.release_at)
+        assert_int_equal(set_lock(sleeps.fd, F_UNLCK, sleeps.byte), 0);
+    return 0;
+}
+
+/* `fd` holds the byte until somebody sleeps for the n-th time. */
+static void start_sleeps(int fd, off_t byte, unsigned n)
+{
+    memset(&sleeps, 0, sizeof(sleeps));
+    for (off_t i = 100; i < 204; i++)
+        assert_int_equal(set_lock(fd, F_UNLCK, i), 0);
+    assert_int_equal(set_lock(fd, F_RDLCK, byte), 0);
+    sleeps.on = true;
+    sleeps.release_at = n;
+    sleeps.fd = fd;
+    sleeps.byte = byte;
+}
+
+/* A lock that is there for a moment only is waited for. */
+static void test_waiting(void **state)
+{
+    (void)state;
+    static const unsigned releases[] = {1, 50};
+    struct error err = ERROR_INIT;
+    struct image *image;
+    int fd, lock;
+
+    write_overlay("top", NULL, NULL);
+    fd = open("top", O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    for (size_t i = 0; i < sizeof(releases) / sizeof(releases[0]); i++) {
+        start_sleeps(fd, 101, releases[i]);
+        sleeps.opening = true;
+        assert_int_equal(image_open("top", NULL, &image, &err), 0);
+        assert_int_equal(sleeps.count, releases[i]);
+        assert_int_equal(err.code, 0);
+        assert_true(is_locked(fd, 201) && is_locked(fd, 203));
+
+        /* To write: another reader. */
+        start_sleeps(fd, 201, releases[i]);
+        assert_int_equal(image_hold(image, &lock, &err), 0);
+        assert_int_equal(sleeps.count, releases[i]);
+        assert_int_equal(err.code, 0);
+        image_release(image);
+
+        start_sleeps(fd, 201, 0);
+        assert_int_equal(image_hold(image, &lock, &err), -EBUSY);
+        assert_int_equal(sleeps.count, 50);
+        assert_non_null(strstr(error_message(&err), "top: in use: another process reads it"));
+        error_clear(&err);
+        image_close(image);
+    }
+
+    start_sleeps(fd, 101, 0);
+    assert_int_equal(image_open("top", NULL, &image, &err), -EBUSY);
+    assert_int_equal(sleeps.count, 50);
+    assert_non_null(strstr(error_message(&err), "top: in use: another process"));
+    error_clear(&err);
+    sleeps.on = false;
+    (void)close(fd);
 }
 
 static void test_locks(void **state)
@@ -466,9 +547,9 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_files),      cmocka_unit_test(test_probing),
         cmocka_unit_test(test_chain),      cmocka_unit_test(test_data_file),
-        cmocka_unit_test(test_locks),      cmocka_unit_test(test_holes),
-        cmocka_unit_test(test_hole_hints), cmocka_unit_test(test_file_times),
-        cmocka_unit_test(test_next_above),
+        cmocka_unit_test(test_locks),      cmocka_unit_test(test_waiting),
+        cmocka_unit_test(test_holes),      cmocka_unit_test(test_hole_hints),
+        cmocka_unit_test(test_file_times), cmocka_unit_test(test_next_above),
     };
 
     return cmocka_run_group_tests(tests, maker_enter, maker_leave);
