@@ -2,7 +2,9 @@
 #include "qemuctl/until.h"
 
 #include <ctype.h>
+#include <inttypes.h>
 #include <regex.h>
+#include <stdint.h>
 #include <string.h>
 
 /* Where we are in an escape sequence (ECMA-48, xterm's control sequences). */
@@ -34,6 +36,111 @@ struct until {
 /* A sequence longer than this is none: a stray ESC must not swallow the console. */
 #define ESCAPE_MAX 4096
 
+/* --- How large an expression becomes --- */
+
+/* The end of a bracket expression that starts behind '[': its ']', or the end of the text. */
+static const char *skip_bracket(const char *p)
+{
+    p += *p == '^';
+    p += *p == ']';
+    while (*p != '\0' && *p != ']') {
+        const char kind = p[1];
+
+        if (*p == '[' && (kind == '.' || kind == ':' || kind == '=')) {
+            p += 2;
+            while (*p != '\0' && !(p[0] == kind && p[1] == ']'))
+                p++;
+            p += *p != '\0';
+        }
+        p += *p != '\0';
+    }
+    return p;
+}
+
+/* "N}", "N,}" or "N,M}": how often what stands in front of it is written out, and where it ends.
+ * False: it is none, and '{' is a character. */
+static bool read_bound(const char *p, uint64_t *ret_times, const char **ret_end)
+{
+    uint64_t numbers[2] = {0};
+    bool open = false;
+
+    for (unsigned i = 0; i < 2; i++) {
+        open = i == 1 && !isdigit((unsigned char)*p);
+        while (isdigit((unsigned char)*p)) {
+            numbers[i] = numbers[i] * 10 + (uint64_t)(*p++ - '0');
+            if (numbers[i] > UINT32_MAX)
+                numbers[i] = UINT32_MAX;
+        }
+        if (i == 1 || *p != ',')
+            break;
+        p++;
+    }
+    if (*p != '}')
+        return false;
+    uint64_t times = numbers[0] > numbers[1] ? numbers[0] : numbers[1];
+    *ret_times = open ? times + 1 : times;
+    *ret_end = p;
+    return true;
+}
+
+/* Places of an expression of at most UNTIL_REGEX_MAX bytes, UINT32_MAX standing for all larger
+ * numbers. Of one that is none, any number. */
+static uint64_t places_of(const char *regex)
+{
+    /* Of each group that is open: what is complete, and what a repetition would repeat. */
+    struct {
+        uint64_t before, last;
+    } groups[UNTIL_REGEX_MAX + 1] = {0};
+    size_t depth = 0;
+
+    for (const char *p = regex; *p != '\0'; p++) {
+        uint64_t atom = 1, times = 1;
+
+        if (*p == '\\' && p[1] != '\0') {
+            p++;
+        } else if (*p == '[') {
+            p = skip_bracket(p + 1);
+            p -= *p == '\0';
+        } else if (*p == '(') {
+            depth++;
+            groups[depth].before = groups[depth].last = 0;
+            continue;
+        } else if (*p == ')' && depth > 0) {
+            atom = groups[depth].before + groups[depth].last;
+            depth--;
+        } else if (*p == '+' || (*p == '{' && read_bound(p + 1, &times, &p))) {
+            /* "x+" is "xx*". */
+            groups[depth].last *= *p == '+' ? 2 : times > 0 ? times : 1;
+            if (groups[depth].last > UINT32_MAX)
+                groups[depth].last = UINT32_MAX;
+            continue;
+        } else if (*p == '*' || *p == '?') {
+            continue;
+        }
+        groups[depth].before += groups[depth].last;
+        groups[depth].last = atom;
+    }
+    uint64_t places = 0;
+    for (size_t i = 0; i <= depth; i++)
+        places += groups[i].before + groups[i].last;
+    return places < UINT32_MAX ? places : UINT32_MAX;
+}
+
+static int check_size(const char *regex, struct error *err)
+{
+    size_t length = strlen(regex);
+
+    if (length > UNTIL_REGEX_MAX)
+        return error_set(err, E2BIG, "an expression of %zu bytes is longer than %d", length,
+                         UNTIL_REGEX_MAX);
+    uint64_t places = places_of(regex);
+    if (places > UNTIL_PLACES_MAX)
+        return error_set(err, E2BIG,
+                         "'%s': its repetitions make it %s%" PRIu64 " places long; the limit is %d",
+                         regex, places == UINT32_MAX ? "more than " : "", places, UNTIL_PLACES_MAX);
+    return 0;
+}
+
 int until_new(const char *regex, struct until **ret, struct error *err)
 {
     struct until *until = calloc(1, sizeof(*until));
@@ -41,8 +148,13 @@ int until_new(const char *regex, struct until **ret, struct error *err)
 
     if (until == NULL)
         return error_oom(err);
+    int r = regex != NULL ? check_size(regex, err) : 0;
+    if (r < 0) {
+        free(until);
+        return r;
+    }
     if (regex != NULL) {
-        int r = regcomp(&until->regex, regex, REG_EXTENDED | REG_NOSUB);
+        r = regcomp(&until->regex, regex, REG_EXTENDED | REG_NOSUB);
         if (r != 0) {
             regerror(r, &until->regex, message, sizeof(message));
             free(until);

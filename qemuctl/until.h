@@ -19,8 +19,14 @@ struct until;
 
 #define UNTIL_LINE_MAX 8192
 
-/* `regex` may be NULL: nothing matches, only the last line is kept. -EINVAL with regcomp's message.
- * Freed with until_free(). */
+/* An expression has so many bytes at most, and so many places when its repetitions are written out,
+ * as regcomp() does: "(ab{3}){5}" has 20. A few characters can ask for more than there is memory.
+ */
+#define UNTIL_REGEX_MAX 1000
+#define UNTIL_PLACES_MAX 2000
+
+/* `regex` may be NULL: nothing matches, only the last line is kept. -EINVAL with regcomp's message;
+ * -E2BIG if the expression is beyond the limits. Freed with until_free(). */
 int until_new(const char *regex, struct until **ret, struct error *err);
 void until_free(struct until *until);
 DEFINE_CLEANUP(struct until, until_free);

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
 #include <string.h>
 
 #include "qemuctl/until.h"
@@ -91,6 +92,58 @@ static void test_nul(void **state)
 
     assert_int_equal(until_new("^ab$", &until, NULL), 0);
     assert_true(until_feed(until, "\0a\0b\n", 5));
+}
+
+/* Expressions that would take all memory are refused, and those at the limits are not. */
+static void test_large(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *regex;
+        const char *message; /* NULL: it is taken */
+    } large[] = {
+        {"a{2000}", NULL},
+        {"[]x[:digit:]]{1999}b", NULL},
+        {"((a?){40}){50}", NULL},
+        {"\\+\\{9999}[{9999}+]", NULL},
+        {"a{2001}", "'a{2001}': its repetitions make it 2001 places long; the limit is 2000"},
+        {"a{1000000}", "1000000 places"},
+        {"a{0,2001}", "2001 places"},
+        {"a{2000,}", "2001 places"},
+        {"a{99999999999999999999}", "more than 4294967295 places"},
+        {"[^]{[.].]]{3000}", "3000 places"},
+        {"a{2000}b", "2001 places"},
+        {"(ab{3}){501}", "2004 places"},
+        {"(x(ab|c{10}){20}){30}", "7830 places"},
+        {"((((((((((((a+)+)+)+)+)+)+)+)+)+)+)+)+", "8192 places"},
+        {"(((((((a{100}){100}){100}){100}){100}){100}){100})", "more than 4294967295 places"},
+    };
+    char longest[UNTIL_REGEX_MAX + 2];
+
+    for (size_t i = 0; i < COUNT(large); i++) {
+        _cleanup_(until_free_cleanup) struct until *until = NULL;
+        _cleanup_error_ struct error err = ERROR_INIT;
+        int r = until_new(large[i].regex, &until, &err);
+
+        if (large[i].message == NULL) {
+            assert_int_equal(r, 0);
+            continue;
+        }
+        assert_int_equal(r, -E2BIG);
+        if (strstr(error_message(&err), large[i].message) == NULL)
+            fail_msg("%s: %s", large[i].regex, error_message(&err));
+    }
+
+    _cleanup_(until_free_cleanup) struct until *until = NULL;
+    _cleanup_error_ struct error err = ERROR_INIT;
+    memset(longest, '(', UNTIL_REGEX_MAX + 1);
+    longest[UNTIL_REGEX_MAX + 1] = '\0';
+    assert_int_equal(until_new(longest, &until, &err), -E2BIG);
+    assert_string_equal(error_message(&err), "an expression of 1001 bytes is longer than 1000");
+    longest[UNTIL_REGEX_MAX] = '\0';
+    assert_int_equal(until_new(longest, &until, &err), -EINVAL);
+    memset(longest, 'x', UNTIL_REGEX_MAX);
+    assert_int_equal(until_new(longest, &until, &err), 0);
 }
 
 static void test_bad_regex(void **state)
@@ -193,13 +246,10 @@ static void test_panic(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cases),
-        cmocka_unit_test(test_nul),
-        cmocka_unit_test(test_bad_regex),
-        cmocka_unit_test(test_long_lines),
-        cmocka_unit_test(test_escape_is_bounded),
-        cmocka_unit_test(test_last_line),
-        cmocka_unit_test(test_panic),
+        cmocka_unit_test(test_cases),      cmocka_unit_test(test_nul),
+        cmocka_unit_test(test_bad_regex),  cmocka_unit_test(test_large),
+        cmocka_unit_test(test_long_lines), cmocka_unit_test(test_escape_is_bounded),
+        cmocka_unit_test(test_last_line),  cmocka_unit_test(test_panic),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
