@@ -29,9 +29,12 @@ static int find_partition(const char *path, const struct cli_options *options, c
 {
     int r = options->probe_apart ? cli_probe(options, target->image, &target->partitions, err)
                                  : partition_table_read(target->image, &target->partitions, err);
-    if (r == -EFBIG && spec != NULL && strcmp(spec, "disk") == 0) {
+    if (spec != NULL && strcmp(spec, "disk") == 0 && (r == -EFBIG || partition_table_is_wrong(r))) {
         /* The disk can be had without them. */
-        log_info("%s", error_message(err));
+        if (r == -EFBIG)
+            log_info("%s", error_message(err));
+        else
+            log_warning("%s; only the disk as a whole is there", error_message(err));
         error_clear(err);
         r = partition_table_none(target->image, &target->partitions, err);
     }

@@ -277,6 +277,11 @@ static int find_table(struct image *image, struct partition_table *table, int fd
     return r;
 }
 
+bool partition_table_is_wrong(int result)
+{
+    return result == -ERANGE || result == -EINVAL || result == -ELOOP || result == -E2BIG;
+}
+
 int partition_table_none(const struct image *image, struct partition_table **ret, struct error *err)
 {
     struct partition_table *table = calloc(1, sizeof(*table));

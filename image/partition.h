@@ -39,6 +39,10 @@ struct partition_table {
  */
 int partition_table_read(struct image *image, struct partition_table **ret, struct error *err);
 
+/* Whether that result of partition_table_read() says that the table was read, and what it says
+ * cannot be: the disk's bytes are as good as ever. */
+bool partition_table_is_wrong(int result);
+
 /* The table of a disk that is not looked at: there is nothing but all of it. */
 int partition_table_none(const struct image *image, struct partition_table **ret,
                          struct error *err);

@@ -137,6 +137,11 @@ cp gpt.img bad.img
 truncate -s 100M bad.img
 refused "a disk that shrank: names what is outside" 1 \
     'bad.img: partition 4 \(bytes 76546048 to 110100480\) does not lie within the disk of 104857600 bytes' "$QVERITY" info bad.img
+"$QVERITY" read bad.img -p disk 99M 1M >out 2>err
+is "the disk as a whole is there" "$?" 0
+same "with its bytes" out <(tail -c 1M bad.img)
+like "and a warning" "$(cat err)" '^qverity: warning: bad.img: partition 4 .* does not lie .*; only the disk as a whole is there$'
+refused "but no partition" 1 'bad.img: partition 4 \(bytes' "$QVERITY" hash --no-tree -p 1 bad.img
 cp gpt.img bad.img
 dd if=/dev/zero of=bad.img bs=512 count=1 conv=notrunc status=none
 like "no protective MBR: a warning" "$("$QVERITY" info bad.img 2>&1 >/dev/null)" 'warning: .*GPT without a protective MBR'
