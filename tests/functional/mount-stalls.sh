@@ -39,15 +39,15 @@ for image in disk.qcow2 packed.qcow2; do
     serve $image
     file_size=$(stat -c %s $image)
     half=$((file_size / 2))
-    # Every read of the second half of the file takes 3 seconds, and 24 readers want one each.
-    echo "delay $half $half 3000" >faults
+    # No read of the second half of the file gets done for now, and 24 readers want one each.
+    echo "hold $half $half" >faults
     slow=()
     for i in {1..24}; do
         dd if=mnt/disk of="slow.$i" bs=64k skip=$((160 + 3 * i)) count=1 iflag=direct 2>/dev/null &
         slow+=($!)
     done
     sleep 0.5
-    ok "$image: what is not slow is read meanwhile" python3 - mnt/disk disk.raw <<'END_PYTHON'
+    ok "$image: what is not slow is read meanwhile" timeout $((60 * patience)) python3 - mnt/disk disk.raw <<'END_PYTHON'
 import os, sys
 fds = [os.open(name, flags) for name, flags in ((sys.argv[1], os.O_RDONLY | os.O_DIRECT), (sys.argv[2], os.O_RDONLY))]
 for n in range(200):
@@ -55,13 +55,14 @@ for n in range(200):
     if os.pread(fds[0], 4096, offset) != os.pread(fds[1], 4096, offset):
         sys.exit(f"other bytes at {offset}")
 END_PYTHON
-    ok "$image: and what the mount tells" cat mnt/stats.json
+    ok "$image: and what the mount tells" timeout $((60 * patience)) cat mnt/stats.json
     waiting=0
     for pid in "${slow[@]}"; do
         kill -0 "$pid" 2>/dev/null && waiting=$((waiting + 1))
     done
     is "$image: while all of the slow ones wait" $waiting 24
     wrong=0
+    : >faults
     wait "${slow[@]}"
     for i in {1..24}; do
         cmp -s "slow.$i" <(dd if=disk.raw bs=64k skip=$((160 + 3 * i)) count=1 2>/dev/null) || wrong=$((wrong + 1))

@@ -7,8 +7,9 @@
  *
  * stays in the foreground until it is unmounted. FAULTS is a file of lines that is read again at
  * each read: "eio OFFSET LENGTH" fails reads that touch the range, "short OFFSET LENGTH" delivers
- * only half of the bytes asked for, "delay OFFSET LENGTH MS" waits first. Reads go past the page
- * cache, so that each one comes here.
+ * only half of the bytes asked for, "delay OFFSET LENGTH MS" waits first, "hold OFFSET LENGTH"
+ * waits until FAULTS does not say so any more. Reads go past the page cache, so that each one comes
+ * here.
  */
 #define FUSE_USE_VERSION 31
 
@@ -16,6 +17,7 @@
 #include <fcntl.h>
 #include <fuse.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -60,16 +62,23 @@ static int fault_open(const char *path, struct fuse_file_info *fi)
     return 0;
 }
 
-/* Applies what FAULTS says of this range; *size may become smaller. */
-static int apply_faults(uint64_t offset, size_t *size)
+static void sleep_ms(unsigned ms)
+{
+    nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
+}
+
+/* Applies what FAULTS says of this range; *size may become smaller. *ret_hold: it is to be asked
+ * again. */
+static int apply_faults(uint64_t offset, size_t *size, bool *ret_hold)
 {
     FILE *faults = fopen(faults_path, "re");
     char line[128], kind[16];
     int result = 0;
 
+    *ret_hold = false;
     if (faults == NULL)
         return 0;
-    while (result == 0 && fgets(line, sizeof(line), faults) != NULL) {
+    while (result == 0 && !*ret_hold && fgets(line, sizeof(line), faults) != NULL) {
         uint64_t start, length;
         unsigned ms = 0;
         if (sscanf(line, "%15s %" SCNu64 " %" SCNu64 " %u", kind, &start, &length, &ms) < 3)
@@ -81,7 +90,9 @@ static int apply_faults(uint64_t offset, size_t *size)
         else if (strcmp(kind, "short") == 0)
             *size = *size > 1 ? *size / 2 : *size;
         else if (strcmp(kind, "delay") == 0)
-            nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
+            sleep_ms(ms);
+        else if (strcmp(kind, "hold") == 0)
+            *ret_hold = true;
     }
     fclose(faults);
     return result;
@@ -91,8 +102,11 @@ static int fault_read(const char *path, char *buffer, size_t size, off_t offset,
                       struct fuse_file_info *fi)
 {
     (void)path, (void)fi;
-    int r = apply_faults((uint64_t)offset, &size);
+    bool hold;
+    int r;
 
+    while ((r = apply_faults((uint64_t)offset, &size, &hold)) == 0 && hold)
+        sleep_ms(20);
     if (r < 0)
         return r;
     ssize_t n = pread(source, buffer, size, offset);
