@@ -28,6 +28,7 @@
  *     node.c     which files there are, their attributes
  *     ops.c      the FUSE operations
  *     open.c     answers to opens
+ *     share.c    parts of a request that idle workers take over
  *     read.c     the bytes of a range of the image, gathered for a reply
  *     verified.c such bytes, checked against a root hash
  *     write.c    the operations that change the image
@@ -363,7 +364,7 @@ struct fs_worker {
     int channel;                 /* its descriptor of the FUSE connection */
     struct fuse_buf buf;         /* the request */
     bool has_place;              /* at the device; the worker's own, but set when it is idle */
-    sem_t wake;                  /* posted when it is given one */
+    sem_t wake;                  /* posted when it is given one, or is called to help */
     struct fs_worker *next_idle; /* under lock */
 };
 
@@ -374,10 +375,13 @@ struct fs_workers {
     pthread_mutex_t lock;
     unsigned taken;         /* under lock, as what follows */
     struct fs_worker *idle; /* last come first */
+    unsigned idle_count;
+    unsigned helping;        /* workers that were called to help and need not wait for anything */
+    struct fs_share *shares; /* that have parts which nobody has begun */
 };
 
-/* How many hash reads may be computed at a time: half of all workers, so that whatever those wait
- * for, others are there who do not. */
+/* How many hash reads may be computed at a time: so few that whatever those wait for, others are
+ * there who do not. */
 unsigned fs_workers_for_hashing(const struct fs_workers *workers);
 
 int fs_workers_init(struct fs *fs, struct error *err);
@@ -391,6 +395,12 @@ void fs_workers_close(struct fs *fs);
 /* To be called where a request may take long: lets another worker take requests until this one has
  * been answered. In other threads it does nothing. Reads call it by themselves (io_on_wait()). */
 void fs_worker_slow(void);
+
+/* Those that the calling thread is one of; NULL in other threads. */
+struct fs_workers *fs_workers_mine(void);
+
+/* Has up to `count` idle workers call fs_share_help(). With the lock held. */
+void fs_workers_call(struct fs_workers *workers, unsigned count);
 
 /* A thread with all signals blocked. Returns what pthread_create() does. */
 int fs_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);
@@ -407,6 +417,19 @@ void fs_allow_shared_mappings(struct fuse_conn_info *conn);
 
 /* Leads libfuse's reads and writes to the channels. */
 int fs_use_channels(struct fuse_session *session, struct error *err);
+
+/* --- share.c --- */
+
+/* Does one part of a request, in any thread. Returns 0, or a negative errno value and sets `err`.
+ */
+typedef int (*fs_part_fn)(void *arg, size_t index, struct error *err);
+
+/* Does the parts 0 to `count` - 1, in this thread and up to `helpers` others. Returns when all are
+ * done, or one has failed and none is being done: what the first of those that failed returned. */
+int fs_share(unsigned helpers, size_t count, fs_part_fn part, void *arg, struct error *err);
+
+/* What an idle worker does that was called. */
+void fs_share_help(struct fs_workers *workers);
 
 /* --- session.c --- */
 

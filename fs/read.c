@@ -4,7 +4,8 @@
  *
  * The range is cut along the image's map. Each byte that has to be read goes into the thread's
  * buffer, at the place that it has in the range; extents that lie one behind the other in a host
- * file are read together, and so are neighbours that only image_read() can deliver. Larger extents
+ * file are read together, and so are neighbours that only image_read() can deliver. Compressed
+ * clusters are decompressed last, in parts that other workers help with (share.c). Larger extents
  * of zeros are not written to the buffer at all: the reply points to a few KiB of zeros again and
  * again, which stay in the CPU's cache.
  */
@@ -19,6 +20,10 @@
 #define ZEROS_SIZE (64u * 1024)
 /* Zeros shorter than this are cheaper to write than to describe. */
 #define ZEROS_MIN 8192
+
+/* Compressed clusters that lie together are one part up to so many bytes. */
+#define PART_SIZE (64u * 1024)
+#define PARTS_MAX 64
 
 /* Never written to, so that all of it is one physical page. */
 static uint8_t zeros[ZEROS_SIZE] __attribute__((aligned(4096)));
@@ -57,7 +62,12 @@ struct run {
     size_t length;
     size_t file;          /* FILE: number of the host file */
     uint64_t host_offset; /* FILE: where the byte at `at` is in it */
-    bool opaque;          /* IMAGE: a library reads it, and does not tell when it waits */
+};
+
+/* Of compressed clusters. */
+struct part {
+    size_t at; /* in the range */
+    size_t length;
 };
 
 struct gathering {
@@ -65,6 +75,9 @@ struct gathering {
     uint64_t offset; /* of the range, in the image */
     uint8_t *buffer; /* one byte for each of the range */
     struct run run;
+    struct part *parts; /* room for PARTS_MAX */
+    size_t part_count;
+    size_t part_bytes; /* of all of them */
     struct fs_gather *gather;
 };
 
@@ -78,8 +91,8 @@ static int read_file(struct gathering *g, const struct run *run, struct error *e
 
 static int read_image(struct gathering *g, const struct run *run, struct error *err)
 {
-    if (run->opaque)
-        fs_worker_slow();
+    /* A library reads it, and does not tell when it waits. */
+    fs_worker_slow();
     return image_read(g->image, g->offset + run->at, g->buffer + run->at, run->length, err);
 }
 
@@ -108,7 +121,6 @@ static int run_add(struct gathering *g, const struct run *next, struct error *er
         (run->kind == RUN_IMAGE ||
          (run->file == next->file && run->host_offset + run->length == next->host_offset))) {
         run->length += next->length;
-        run->opaque |= next->opaque;
         return 0;
     }
     int r = run_read(g, err);
@@ -116,6 +128,40 @@ static int run_add(struct gathering *g, const struct run *next, struct error *er
         return r;
     *run = *next;
     return 0;
+}
+
+/* In any thread. */
+static int read_part(void *arg, size_t index, struct error *err)
+{
+    const struct gathering *g = arg;
+    const struct part *part = &g->parts[index];
+
+    return image_read(g->image, g->offset + part->at, g->buffer + part->at, part->length, err);
+}
+
+static int parts_read(struct gathering *g, struct error *err)
+{
+    size_t count = g->part_count;
+
+    if (count == 0)
+        return 0;
+    size_t helpers = min_u64(count - 1, g->part_bytes / PART_SIZE);
+    g->part_count = g->part_bytes = 0;
+    return fs_share((unsigned)helpers, count, read_part, g, err);
+}
+
+/* Adds a compressed cluster, or a piece of one. */
+static int part_add(struct gathering *g, size_t at, size_t length, struct error *err)
+{
+    struct part *last = g->part_count > 0 ? &g->parts[g->part_count - 1] : NULL;
+
+    g->part_bytes += length;
+    if (last != NULL && last->at + last->length == at && last->length + length <= PART_SIZE) {
+        last->length += length;
+        return 0;
+    }
+    g->parts[g->part_count++] = (struct part){at, length};
+    return g->part_count == PARTS_MAX ? parts_read(g, err) : 0;
 }
 
 /* The next `length` bytes of the reply are at `base`. There is always room for one entry. */
@@ -153,8 +199,12 @@ static void append_zeros(struct gathering *g, size_t at, size_t length)
 int fs_gather_image(struct image *image, uint64_t offset, size_t length, struct fs_gather *ret,
                     struct error *err)
 {
-    struct gathering g = {
-        .image = image, .offset = offset, .buffer = fs_buffer(length), .gather = ret};
+    struct part parts[PARTS_MAX];
+    struct gathering g = {.image = image,
+                          .offset = offset,
+                          .buffer = fs_buffer(length),
+                          .parts = parts,
+                          .gather = ret};
     size_t done = 0;
     int r;
 
@@ -179,16 +229,17 @@ int fs_gather_image(struct image *image, uint64_t offset, size_t length, struct 
                 .length = n,
                 .file = extent.file,
                 .host_offset = extent.host_offset,
-                .opaque = extent.kind == EXTENT_OPAQUE,
             };
-            r = run_add(&g, &next, err);
+            r = extent.kind == EXTENT_COMPRESSED ? part_add(&g, done, n, err)
+                                                 : run_add(&g, &next, err);
             if (r < 0)
                 return r;
             append(ret, g.buffer + done, n);
         }
         done += n;
     }
-    return run_read(&g, err);
+    r = run_read(&g, err);
+    return r < 0 ? r : parts_read(&g, err);
 }
 
 bool fs_gather_is_zeros(const struct iovec *iov)

@@ -14,11 +14,12 @@
  * idle. A worker that is about to do something that takes long gives its place to the one that
  * became idle last, so that whatever a disk does, requests that need no disk are answered. Reads of
  * host files find out by themselves, wherever they are made (io_on_wait()).
- * Afterwards it takes a place if there is one that nobody has.
+ * Afterwards it takes a place if there is one that nobody has. Idle workers also help with parts of
+ * long requests (share.c).
  *
- * Each worker has a device descriptor of its own (FUSE_DEV_IOC_CLONE), and so a queue of its own
- * for the requests that it answers. libfuse before 3.14 cannot be told to use it; there the workers
- * share one.
+ * Workers have device descriptors of their own (FUSE_DEV_IOC_CLONE), and so a queue each for the
+ * requests that they answer; but not all of them, since most hardly ever leave the stack of those
+ * that are idle. libfuse before 3.14 cannot be told to use it; there the workers share one.
  */
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -37,8 +38,12 @@ enum {
     /* Writes wait for the disk when the kernel says so, which cannot be told before. */
     PLACES_MIN_WRITABLE = 4,
     PLACES_MAX = 32,
-    /* How many may wait for a disk while all places are taken: a good queue for any. */
-    SPARE_WORKERS = 32,
+    /* How many may wait for a disk while all places are taken, or help those that do not. */
+    SPARE_WORKERS = 128,
+    /* Of these, so many are never called to help. */
+    RESERVED_WORKERS = SPARE_WORKERS / 2,
+    /* How many of the spare workers have a descriptor of their own, and may compute hash blocks. */
+    SPARE_CHANNELS = 32,
 };
 
 /* --- Channels --- */
@@ -173,6 +178,41 @@ static int clone_channel(int session_fd)
 
 static _Thread_local struct fs_worker *this_worker;
 
+struct fs_workers *fs_workers_mine(void)
+{
+    return this_worker != NULL ? &this_worker->fs->workers : NULL;
+}
+
+/* With the lock held, as the next two. */
+static void push_idle(struct fs_workers *workers, struct fs_worker *worker)
+{
+    worker->next_idle = workers->idle;
+    workers->idle = worker;
+    workers->idle_count++;
+}
+
+/* NULL if there is none. */
+static struct fs_worker *pop_idle(struct fs_workers *workers)
+{
+    struct fs_worker *worker = workers->idle;
+
+    if (worker != NULL) {
+        workers->idle = worker->next_idle;
+        workers->idle_count--;
+    }
+    return worker;
+}
+
+void fs_workers_call(struct fs_workers *workers, unsigned count)
+{
+    while (count > 0 && workers->helping + 1 < workers->places &&
+           workers->idle_count > RESERVED_WORKERS) {
+        workers->helping++;
+        sem_post(&pop_idle(workers)->wake);
+        count--;
+    }
+}
+
 void fs_worker_slow(void)
 {
     struct fs_worker *worker = this_worker, *next;
@@ -184,19 +224,17 @@ void fs_worker_slow(void)
     worker->has_place = false;
     io_on_wait(NULL);
     pthread_mutex_lock(&workers->lock);
-    next = workers->idle;
-    if (next != NULL) {
-        workers->idle = next->next_idle;
+    next = pop_idle(workers);
+    if (next != NULL)
         next->has_place = true;
-    } else {
+    else
         workers->taken--;
-    }
     pthread_mutex_unlock(&workers->lock);
     if (next != NULL)
         sem_post(&next->wake);
 }
 
-/* Waits until somebody gives this worker a place; here it may be cancelled. */
+/* Waits until somebody gives this worker a place or calls it for help; here it may be cancelled. */
 static void wait_idle(struct fs_worker *worker)
 {
     pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
@@ -205,22 +243,30 @@ static void wait_idle(struct fs_worker *worker)
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 }
 
-static void take_place(struct fs_worker *worker)
+/* False: there is none, and the worker has become idle. */
+static bool take_place_at_once(struct fs_worker *worker)
 {
     struct fs_workers *workers = &worker->fs->workers;
 
     pthread_mutex_lock(&workers->lock);
-    worker->has_place = workers->taken < workers->places;
-    if (worker->has_place) {
+    bool taken = workers->taken < workers->places;
+    if (taken)
         workers->taken++;
-    } else {
-        worker->next_idle = workers->idle;
-        workers->idle = worker;
-    }
-    bool waits = !worker->has_place;
+    else
+        push_idle(workers, worker);
+    worker->has_place = taken;
     pthread_mutex_unlock(&workers->lock);
-    if (waits)
+    return taken;
+}
+
+static void take_place(struct fs_worker *worker)
+{
+    while (!take_place_at_once(worker)) {
         wait_idle(worker);
+        if (worker->has_place)
+            break;
+        fs_share_help(&worker->fs->workers);
+    }
     io_on_wait(fs_worker_slow);
 }
 
@@ -276,7 +322,7 @@ static unsigned default_places(bool writable)
 
 unsigned fs_workers_for_hashing(const struct fs_workers *workers)
 {
-    return workers->count / 2;
+    return (workers->places + SPARE_CHANNELS) / 2;
 }
 
 int fs_workers_init(struct fs *fs, struct error *err)
@@ -315,7 +361,8 @@ int fs_workers_start(struct fs *fs, struct error *err)
 
     for (unsigned i = 0; i < workers->count; i++) {
         struct fs_worker *worker = &workers->all[i];
-        int clone = i > 0 ? clone_channel(session_fd) : -1;
+        bool own = i > 0 && i < workers->places + SPARE_CHANNELS;
+        int clone = own ? clone_channel(session_fd) : -1;
 
         worker->channel = clone >= 0 ? clone : session_fd;
         int r = fs_thread_start(&worker->thread, worker_run, worker);

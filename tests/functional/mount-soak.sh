@@ -32,10 +32,12 @@ END
 python3 - <<'END_PYTHON'
 import random
 dice = random.Random(5)
+packable = bytes(i & 63 for i in range(256))
 with open("disk.raw", "r+b") as disk:
     for start, length in (1 << 20, 2 << 20), (4 << 20, 12 << 20), (20 << 20, 70000), (24 << 20, 11 << 20):
         disk.seek(start)
-        disk.write(dice.randbytes(length))
+        data = dice.randbytes(length)
+        disk.write(data[:length // 4] + data[length // 4:].translate(packable))
 END_PYTHON
 mkdir mnt ref
 "$QVERITY" mount --no-tree -p 2 disk.raw mnt

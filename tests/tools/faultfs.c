@@ -8,14 +8,15 @@
  * stays in the foreground until it is unmounted. FAULTS is a file of lines that is read again at
  * each read: "eio OFFSET LENGTH" fails reads that touch the range, "short OFFSET LENGTH" delivers
  * only half of the bytes asked for, "delay OFFSET LENGTH MS" waits first, "hold OFFSET LENGTH"
- * waits until FAULTS does not say so any more. Reads go past the page cache, so that each one comes
- * here.
+ * waits until no such line is left, or it has to end; for each read that begins to wait for that, a
+ * byte is added to the file FAULTS.held. Reads go past the page cache, so that each one comes here.
  */
 #define FUSE_USE_VERSION 31
 
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse.h>
+#include <fuse_lowlevel.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 static int source = -1;
+static int held = -1; /* FAULTS.held */
 static const char *faults_path;
 
 static int fault_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
@@ -62,13 +64,7 @@ static int fault_open(const char *path, struct fuse_file_info *fi)
     return 0;
 }
 
-static void sleep_ms(unsigned ms)
-{
-    nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
-}
-
-/* Applies what FAULTS says of this range; *size may become smaller. *ret_hold: it is to be asked
- * again. */
+/* Applies what FAULTS says of this range; *size may become smaller. *ret_hold: it is to wait. */
 static int apply_faults(uint64_t offset, size_t *size, bool *ret_hold)
 {
     FILE *faults = fopen(faults_path, "re");
@@ -78,7 +74,7 @@ static int apply_faults(uint64_t offset, size_t *size, bool *ret_hold)
     *ret_hold = false;
     if (faults == NULL)
         return 0;
-    while (result == 0 && !*ret_hold && fgets(line, sizeof(line), faults) != NULL) {
+    while (result == 0 && fgets(line, sizeof(line), faults) != NULL) {
         uint64_t start, length;
         unsigned ms = 0;
         if (sscanf(line, "%15s %" SCNu64 " %" SCNu64 " %u", kind, &start, &length, &ms) < 3)
@@ -89,10 +85,10 @@ static int apply_faults(uint64_t offset, size_t *size, bool *ret_hold)
             result = -EIO;
         else if (strcmp(kind, "short") == 0)
             *size = *size > 1 ? *size / 2 : *size;
-        else if (strcmp(kind, "delay") == 0)
-            sleep_ms(ms);
         else if (strcmp(kind, "hold") == 0)
             *ret_hold = true;
+        else if (strcmp(kind, "delay") == 0)
+            nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
     }
     fclose(faults);
     return result;
@@ -102,11 +98,16 @@ static int fault_read(const char *path, char *buffer, size_t size, off_t offset,
                       struct fuse_file_info *fi)
 {
     (void)path, (void)fi;
-    bool hold;
+    struct fuse_session *session = fuse_get_session(fuse_get_context()->fuse);
+    bool hold, told = false;
     int r;
 
-    while ((r = apply_faults((uint64_t)offset, &size, &hold)) == 0 && hold)
-        sleep_ms(20);
+    while ((r = apply_faults((uint64_t)offset, &size, &hold)) == 0 && hold &&
+           !fuse_session_exited(session)) {
+        if (!told && write(held, ".", 1) == 1)
+            told = true;
+        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    }
     if (r < 0)
         return r;
     ssize_t n = pread(source, buffer, size, offset);
@@ -140,6 +141,13 @@ int main(int argc, char **argv)
         return 1;
     }
     faults_path = argv[2];
+    char held_path[4096];
+    snprintf(held_path, sizeof(held_path), "%s.held", faults_path);
+    held = open(held_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+    if (held < 0) {
+        perror(held_path);
+        return 1;
+    }
     fuse_argv[3] = argv[3];
     return fuse_main(4, fuse_argv, &operations, NULL);
 }
