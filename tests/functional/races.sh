@@ -156,6 +156,8 @@ qemu-img convert -f raw -O qcow2 first disk.qcow2
 ok "QEMU reads what is mounted" qemu-io -r -f qcow2 -c 'read 0 4k' disk.qcow2
 like "and does not write to it" "$(qemu-io -f qcow2 -c 'write 0 4k' disk.qcow2 2>&1)" 'Failed to get "write" lock'
 fusermount3 -u mnt
+# What served it lets go of it a moment after it was unmounted.
+ok "the mount's locks go" until_true 30 qemu-io -f qcow2 -c 'read 0 4k' disk.qcow2
 coproc QEMU { exec qemu-io -f qcow2 disk.qcow2 2>&1; }
 # Its answer tells that it has the image.
 echo 'write 0 4k' >&"${QEMU[1]}"
