@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+#include <dirent.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/units.h"
 #include "hashtree/describe.h"
@@ -75,6 +77,39 @@ static void check(struct checker *checker, struct step *step)
         checker_problem(checker, step, 0, "%s", error_message(&err));
 }
 
+/* A tree file that was complete but not renamed yet when the build was killed:
+ * disk.qcow2.qvtree.1234abcd. The build has the work directory's lock, so nobody is about to rename
+ * it. */
+static int is_unnamed_tree(const struct dirent *entry)
+{
+    const char *suffix = strstr(entry->d_name, TREE_FILE_SUFFIX ".");
+
+    if (suffix == NULL)
+        return 0;
+    suffix += strlen(TREE_FILE_SUFFIX ".");
+    return strlen(suffix) == 8 && strspn(suffix, "0123456789abcdef") == 8;
+}
+
+static int drop_unnamed_trees(const struct build *build, struct error *err)
+{
+    struct dirent **entries;
+    int r = 0;
+
+    int count = scandir(build->work, &entries, is_unnamed_tree, alphasort);
+    if (count < 0)
+        return error_set_errno(err, errno, "%s: cannot read the directory", build->work);
+    for (int i = 0; i < count; i++) {
+        _cleanup_free_ char *path = build_path(build, entries[i]->d_name);
+        if (r == 0 && path == NULL)
+            r = error_oom(err);
+        if (r == 0 && unlink(path) < 0)
+            r = error_set_errno(err, errno, "%s: cannot be removed", path);
+        free(entries[i]);
+    }
+    free(entries);
+    return r;
+}
+
 static int run(struct build *build, struct step *step, struct error *err)
 {
     const struct hash_options *options = step->options;
@@ -88,6 +123,8 @@ static int run(struct build *build, struct step *step, struct error *err)
     struct verity_params params;
 
     int r = make_params(options, &params, err);
+    if (r == 0)
+        r = drop_unnamed_trees(build, err);
     if (r == 0)
         r = image_open(build->image, &format, &image, err);
     if (r == 0)

@@ -133,6 +133,8 @@ is "interrupted while it fetches" "$? $(tail -n 1 err | grep -c 'step 6 (fetch):
 find $tree | sort >after
 same "a build leaves nothing in the tree" before after
 cp -a template/bin/find $tree/bin/find
+# A tree file that had its first name only.
+: >work/disk.qcow2.qvtree.0123abcd
 build --work work r.yaml
 finished "and has the same result"
 
