@@ -37,6 +37,7 @@ features()
 {
     local size=$1 name=$2
     shift 2
+    sampled || return 0
     if make fs.img "$size" "$@"; then
         agree "$name" fs.img
     else

@@ -26,6 +26,7 @@ matches()
 # agrees DESCRIPTION IMAGE
 agrees()
 {
+    sampled || return 0
     quiet qemu-img convert -O raw "$2" agrees.raw && matches "$1" "$2" agrees.raw
     rm -f agrees.raw
 }

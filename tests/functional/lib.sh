@@ -175,6 +175,14 @@ qemu_release()
     wait "$qemu_holder"
 }
 
+# sampled: whether this one of many cases is to be tried: all are, or, where time is short, one in
+# QVERITY_TEST_SAMPLE, at no regular distance, as cases often rotate
+t_cases=0
+sampled()
+{
+    [ $(((t_cases++ * 2654435761 >> 16) % ${QVERITY_TEST_SAMPLE:-1})) -eq 0 ]
+}
+
 # until_true SECONDS COMMAND…: tries it until it succeeds; fails after that time (multiplied by patience)
 until_true()
 {
