@@ -372,9 +372,9 @@ static int build_run(const struct cli_options *options, int argc, char **argv, v
 }
 
 const struct cli_command cmd_build = {
-    .name = "build",
+    .name = CLI_BUILD_NAME,
     .arguments = "RECIPE",
-    .summary = "Builds an image from a recipe",
+    .summary = CLI_BUILD_SUMMARY,
     .details =
         "Does the steps of RECIPE, a YAML file (qverity-recipe(5)), in the work directory. Steps\n"
         "that were done with the same inputs are not done again, and a build that failed or was\n"

@@ -78,8 +78,10 @@ struct cli_options {
 
 struct cli_command {
     const char *name;
-    const char *arguments;            /* for the usage line: "IMAGE OFFSET LENGTH" */
-    const char *summary;              /* one line, for `qverity --help` */
+    const char *arguments; /* for the usage line: "IMAGE OFFSET LENGTH" */
+    const char *summary;   /* one line, for `qverity --help` */
+    const char
+        *program; /* another program of ours has the command: nothing below is set; or NULL */
     const char *details;              /* paragraphs for `qverity COMMAND --help`, or NULL */
     unsigned groups;                  /* enum cli_group */
     const struct cli_option *options; /* its own, ended by a NULL name; or NULL */
@@ -96,9 +98,16 @@ struct cli_command {
                struct error *err);
 };
 
+/* The commands that a program has, in the order of `qverity --help`, ended by NULL (commands.c,
+ * commands_build.c). */
+extern const struct cli_command *const cli_commands[];
+
 extern const struct cli_command cmd_boot, cmd_build, cmd_cat, cmd_cp, cmd_diff, cmd_hash, cmd_info,
     cmd_ls, cmd_manifest, cmd_map, cmd_measure, cmd_mount, cmd_read, cmd_stat, cmd_track,
     cmd_update, cmd_verify;
+
+#define CLI_BUILD_NAME "build"
+#define CLI_BUILD_SUMMARY "Builds an image from a recipe"
 
 /* --- What commands have in common --- */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <string.h>
@@ -10,20 +11,13 @@
 #include "common/log.h"
 #include "common/text.h"
 
-static const struct cli_command *const commands[] = {
-    /* In the order of `qverity --help`. */
-    &cmd_boot, &cmd_build, &cmd_cat,      &cmd_cp,     &cmd_diff,    &cmd_hash,
-    &cmd_info, &cmd_ls,    &cmd_manifest, &cmd_map,    &cmd_measure, &cmd_mount,
-    &cmd_read, &cmd_stat,  &cmd_track,    &cmd_update, &cmd_verify,  NULL,
-};
-
 static const struct cli_command *find_command(const char *name)
 {
     size_t i = 0;
 
-    while (commands[i] != NULL && strcmp(commands[i]->name, name) != 0)
+    while (cli_commands[i] != NULL && strcmp(cli_commands[i]->name, name) != 0)
         i++;
-    return commands[i];
+    return cli_commands[i];
 }
 
 static void print_help(void)
@@ -33,8 +27,8 @@ static void print_help(void)
         "Shows a disk image, and the dm-verity hash device of its data, as plain files; computes\n"
         "and checks root hashes; boots QEMU on the result; builds images from "
         "recipes.\n\nCommands:\n");
-    for (size_t i = 0; commands[i] != NULL; i++)
-        printf("  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    for (size_t i = 0; cli_commands[i] != NULL; i++)
+        printf("  %-10s %s\n", cli_commands[i]->name, cli_commands[i]->summary);
     printf("\n'qverity COMMAND --help' tells a command's arguments and options; --version the "
            "version.\n");
 }
@@ -121,6 +115,25 @@ static int run_mount(const struct cli_command *command, int argc, char **argv, s
     return run_command(command, argc, argv, &options);
 }
 
+/* Becomes the program that has the command, with the same arguments: the one beside this one, as in
+ * a build directory, else where it was installed. */
+static int become(const char *program, char **argv, struct error *err)
+{
+    char path[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof(path));
+    const char *name = n > 0 && n < (ssize_t)sizeof(path) ? memrchr(path, '/', (size_t)n) : NULL;
+
+    if (name != NULL && (size_t)(name + 1 - path) + strlen(program) < sizeof(path)) {
+        strcpy(path + (name + 1 - path), program);
+        execv(path, argv);
+    }
+    if (name == NULL || errno == ENOENT) {
+        snprintf(path, sizeof(path), QVERITY_LIBEXECDIR "/%s", program);
+        execv(path, argv);
+    }
+    return error_set_errno(err, errno, "%s: cannot be started", path);
+}
+
 /* Descriptors 0 to 2 that are closed would be given to the files that we open next, and what is
  * printed would go into those. In their place comes something that can be neither read from nor
  * written to. */
@@ -179,6 +192,10 @@ int main(int argc, char **argv)
     if (command == NULL) {
         cli_usage_error(&err, "'%s' is no command", argv[i]);
         return report(&err, NULL);
+    }
+    if (command->program != NULL) {
+        become(command->program, argv, &err);
+        return report(&err, command);
     }
     if (json && (command->groups & CLI_JSON) == 0) {
         cli_usage_error(&err, "%s: unknown option '--json'", command->name);
