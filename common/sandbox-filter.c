@@ -11,11 +11,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -215,21 +218,52 @@ static int add_rules(scmp_filter_ctx filter)
     return r;
 }
 
-int sandbox_load_filter(int *ret)
+/* What libseccomp writes to a file. */
+static int read_program(int fd, struct sock_fprog *ret)
 {
-    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_NOTIFY);
+    struct stat st;
 
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    size_t size = (size_t)st.st_size, count = size / sizeof(struct sock_filter);
+    if (count == 0 || count > BPF_MAXINSNS || size % sizeof(struct sock_filter) != 0)
+        return -EPROTO;
+    _cleanup_free_ struct sock_filter *instructions = malloc(size);
+    if (instructions == NULL)
+        return -ENOMEM;
+    ssize_t n = pread(fd, instructions, size, 0);
+    if (n != (ssize_t)size)
+        return n < 0 ? -errno : -EPROTO;
+    *ret = (struct sock_fprog){.len = (unsigned short)count, .filter = TAKE_PTR(instructions)};
+    return 0;
+}
+
+int sandbox_make_filter(struct sock_fprog *ret)
+{
+    _cleanup_close_ int fd = memfd_create("filter", MFD_CLOEXEC);
+    scmp_filter_ctx filter;
+
+    if (fd < 0)
+        return -errno;
+    filter = seccomp_init(SCMP_ACT_NOTIFY);
     if (filter == NULL)
         return -ENOMEM;
     /* A binary tree instead of a list, for kernels that remember nothing. */
     (void)seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     int r = add_rules(filter);
     if (r == 0)
-        r = seccomp_load(filter);
-    if (r == 0)
-        r = seccomp_notify_fd(filter);
-    if (r >= 0)
-        *ret = r;
+        r = seccomp_export_bpf(filter, fd);
     seccomp_release(filter);
-    return r < 0 ? r : 0;
+    return r == 0 ? read_program(fd, ret) : r;
+}
+
+int sandbox_load_filter(const struct sock_fprog *filter, int *ret)
+{
+    int fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER,
+                          filter);
+
+    if (fd < 0)
+        return -errno;
+    *ret = fd;
+    return 0;
 }

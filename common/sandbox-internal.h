@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #pragma once
 
+#include <linux/filter.h>
 #include <sys/types.h>
 
 #include "common/sandbox.h"
@@ -8,11 +9,17 @@
 /* Private to sandbox.c, sandbox-filter.c and sandbox-broker.c. */
 
 /*
- * Loads the system call filter. *ret is the descriptor on which the kernel tells of the calls that
- * the broker makes: openat, linkat, rename*, unlink*, umount2; and of those that are refused.
- * Returns 0 or -errno.
+ * Makes the system call filter, a program for the kernel (linux/filter.h) whose `filter` the caller
+ * frees. Returns 0 or -errno.
  */
-int sandbox_load_filter(int *ret);
+int sandbox_make_filter(struct sock_fprog *ret);
+
+/*
+ * Loads it for the calling thread, which must have set no_new_privs. *ret is the descriptor on
+ * which the kernel tells of the calls that the broker makes: openat, linkat, rename*, unlink*,
+ * umount2; and of those that are refused. Returns 0 or -errno.
+ */
+int sandbox_load_filter(const struct sock_fprog *filter, int *ret);
 
 /*
  * Serves until `worker` ends, whose end of `socket` is closed then. Called in the child process,

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <linux/capability.h>
 #include <linux/landlock.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/cleanup.h"
 #include "common/log.h"
 #include "common/sandbox-internal.h"
 
@@ -151,7 +153,7 @@ static void prepare(void)
 }
 
 /* From the first step on there is no way back. */
-static int confine(int socket, struct error *err)
+static int confine(int socket, const struct sock_fprog *filter, struct error *err)
 {
     _cleanup_close_ int notify = -1;
 
@@ -163,7 +165,7 @@ static int confine(int socket, struct error *err)
     r = drop_capabilities();
     if (r < 0)
         return error_set_errno(err, -r, "confinement: capabilities");
-    r = sandbox_load_filter(&notify);
+    r = sandbox_load_filter(filter, &notify);
     if (r < 0)
         return error_set_errno(err, -r, "confinement: seccomp");
     if (send(socket, &notify, sizeof(notify), MSG_NOSIGNAL) != (ssize_t)sizeof(notify) ||
@@ -172,47 +174,59 @@ static int confine(int socket, struct error *err)
     return 0;
 }
 
+static void *try_filter(void *filter)
+{
+    int notify;
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || sandbox_load_filter(filter, &notify) < 0)
+        return NULL;
+    (void)close(notify);
+    return filter;
+}
+
 /*
  * Whether a filter can be loaded whose calls are handed over, and descriptors in answer. There are
  * kernels that cannot, filters of containers that forbid it, and processes whose calls are handed
- * to somebody already. A child tries, for whom it does not matter.
+ * to somebody already. A thread tries, which it concerns alone, and ends.
  */
-static bool kernel_can(void)
+static bool kernel_can(struct sock_fprog *filter)
 {
     struct utsname name;
     unsigned version, sub;
-    int status = -1, notify;
+    void *loaded = NULL;
+    pthread_t thread;
 
     /* SECCOMP_ADDFD_FLAG_SEND is there since 5.14. */
     if (uname(&name) < 0 || sscanf(name.release, "%u.%u", &version, &sub) != 2 ||
         (version == 5 && sub < 14) || version < 5)
         return false;
-    pid_t child = fork();
-    if (child == 0)
-        _exit(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || sandbox_load_filter(&notify) < 0);
-    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
-        ;
-    return child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    return pthread_create(&thread, NULL, try_filter, filter) == 0 &&
+           pthread_join(thread, &loaded) == 0 && loaded != NULL;
 }
 
 int sandbox_enter(const struct sandbox *sandbox, struct error *err)
 {
+    struct sock_fprog filter;
     int socket;
 
     if (SANITIZED) {
         log_debug("not confined: built with a sanitizer");
         return 0;
     }
-    if (!kernel_can()) {
+    int r = sandbox_make_filter(&filter);
+    if (r < 0)
+        return error_set_errno(err, -r, "confinement: seccomp");
+    _cleanup_free_ struct sock_filter *instructions = filter.filter;
+    if (!kernel_can(&filter)) {
         log_info("not confined: no seccomp notifications here");
         return 0;
     }
     prepare();
-    int r = start_broker(sandbox, &socket, err);
+    r = start_broker(sandbox, &socket, err);
     if (r <= 0)
         return r;
     /* `socket` stays open: that it is closed tells the broker of our end. */
-    r = confine(socket, err);
+    r = confine(socket, &filter, err);
     if (r < 0)
         return r;
     active = true;
