@@ -5,7 +5,7 @@
 # is not so any more, and nothing crashes or hangs. RACES=100 tries more moments.
 . "$(dirname "$0")/lib.sh"
 
-require qemu-img qemu-io veritysetup fusermount3
+require qemu-img qemu-io veritysetup fusermount3 mke2fs
 zeros=$(printf '0%.0s' {1..64})
 size=$((24 << 20))
 
@@ -148,6 +148,49 @@ is "two mounts at once" "$(cat mnt/root-hash two/root-hash | sort -u)" "$root_fi
 is "and hash besides" "$(root_in out)" "$root_first"
 fusermount3 -u two
 fusermount3 -u mnt
+
+# Each of the others, twice at once: both do it, and say the same. For @ stands which of the two it is.
+mkdir tree
+head -c 300k first >tree/file
+mke2fs -q -t ext4 -d tree fs.raw 16M
+qemu-img convert -f raw -O qcow2 fs.raw twice.qcow2
+qemu-img create -q -f qcow2 -b twice.qcow2 -F qcow2 over.qcow2
+qemu-io -f qcow2 -c 'write -q 8M 64k' over.qcow2
+root_fs=$(of_bytes fs.raw)
+for command in "info twice.qcow2" "map twice.qcow2" "read twice.qcow2 1024 4096" "ls -R twice.qcow2:/" \
+    "cat twice.qcow2:/file" "stat twice.qcow2:/file" "cp twice.qcow2:/file copy@" "hash -p disk over.qcow2" \
+    "update -p disk over.qcow2" "diff twice.qcow2 over.qcow2" "verify -p disk --root-hash $root_fs twice.qcow2" \
+    "track twice.qcow2 on" "update -p disk twice.qcow2" "track twice.qcow2 off"; do
+    pids=()
+    for i in 0 1; do
+        # shellcheck disable=SC2086
+        "$QVERITY" ${command//@/$i} >"out$i" 2>"err$i" &
+        pids+=($!)
+    done
+    wait "${pids[0]}"
+    code=$?
+    wait "${pids[1]}"
+    code+=" $?"
+    case $command in
+    diff*) is "$command, twice: exit status" "$code" "3 3" ;;
+    track*)
+        # It writes to the image; the other one may be told that it is in use.
+        like "$command, twice: one does it" "$code" "^(0 [01]|1 0)$"
+        is "$command, twice: what they say" "$(cat err0 err1 | grep -v 'twice.qcow2: in use: another process')" ""
+        continue
+        ;;
+    *) is "$command, twice: exit status" "$code" "0 0" ;;
+    esac
+    is "$command, twice: what they say" "$(cat err0 err1)" ""
+    case $command in
+    # One of them found it done.
+    update*) ;;
+    *) same "$command, twice: what they print" out0 out1 ;;
+    esac
+done
+same "both copies are right" copy0 tree/file
+same "and the other" copy1 tree/file
+ok "the image is well" qemu-img check -q twice.qcow2
 
 # --- QEMU's locks and a mount's ---
 

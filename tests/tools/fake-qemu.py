@@ -8,6 +8,7 @@ guest's console on stdin and stdout. The script is the file $FAKE_QEMU_SCRIPT, a
     say TEXT        to the console; \\n, \\r, \\t, \\xNN as in Python
     stderr TEXT     a line on stderr
     sleep SECONDS
+    await PATH      until there is such a file
     flood BYTES     as many bytes of console, in lines
     disks           say the SHA-256 of each -drive's file, opened as QEMU does, and keep it open
     kernel          say the SHA-256 of the files of -kernel and -initrd
@@ -221,6 +222,9 @@ def run(command, argument):
         print(argument, file=sys.stderr, flush=True)
     elif command == "sleep":
         time.sleep(float(argument))
+    elif command == "await":
+        while not os.path.exists(argument):
+            time.sleep(0.02)
     elif command == "flood":
         flood(int(argument))
     elif command == "disks":
