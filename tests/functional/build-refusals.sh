@@ -229,4 +229,17 @@ printf 'name: t\nsteps:\n  - disk: 100M\n  - install: mmdebstrap\n  - run: [x]\n
 refused "an unknown step for --from" 1 "--from: 'seal' is no step of this recipe" "$QVERITY" build --list --from seal r.yaml
 refused "an ambiguous step for --until" 1 "--until: 2 steps are called 'run'" "$QVERITY" build --list --until run r.yaml
 refused "an unknown accelerator" 2 "--accel: 'x' is not auto, kvm or tcg" "$QVERITY" build --accel x r.yaml
+
+# The program that has the command is beside this one, or where it was installed.
+mkdir alone
+cp "$QVERITY" alone/qverity
+if ! compgen -G '/usr/*/libexec/qverity/qverity-build' >/dev/null; then
+    refused "build without its program" 1 'libexec/qverity/qverity-build: cannot be started: No such file' \
+        alone/qverity build r.yaml
+fi
+: >alone/qverity-build
+refused "build with one that is none" 1 '/alone/qverity-build: cannot be started: Permission denied' alone/qverity build r.yaml
+printf '#!/bin/sh\necho "$0: $*"\n' >alone/qverity-build
+chmod 755 alone/qverity-build
+is "it gets all arguments" "$(alone/qverity -q build --list 'a b')" "$T/alone/qverity-build: -q build --list a b"
 finish
