@@ -31,7 +31,7 @@
  * possible, each step that changes a running guest begins with a new overlay, to which QEMU changes
  * over while the guest runs, and ends, as boot does, with a sync in the guest: below each overlay
  * is a disk as after a loss of power at a moment when all that counts was written, which is what a
- * journal is for.
+ * journal is for, and where a boot loader finds it, which reads no journal.
  */
 
 /* Changes when the same recipe comes to mean something else. */

@@ -310,9 +310,20 @@ static int run_quietly(struct guest *guest, char *const *argv, uint64_t seconds,
     return guest_run(guest, &command, ret_status, err);
 }
 
+/*
+ * After a sync, what was written is on the disk, but maybe in a journal, which the next kernel
+ * reads and a boot loader does not. To freeze a file system has the kernel write all of it to its
+ * place. Where that cannot be done, it is as after a loss of power.
+ */
+static const char sync_script[] =
+    "sync || exit\n"
+    "command -v fsfreeze >/dev/null || exit 0\n"
+    "for dir in / /boot; do fsfreeze --freeze $dir && fsfreeze --unfreeze $dir; done\n"
+    "exit 0";
+
 int guest_sync(struct build *build, struct error *err)
 {
-    char *const argv[] = {(char *)"sync", NULL};
+    char *const argv[] = {(char *)"sh", (char *)"-c", (char *)sync_script, NULL};
     int status;
 
     int r = run_quietly(build->guest, argv, SYNC_SECONDS, &status, err);

@@ -28,6 +28,8 @@ echo "update-initramfs $* $SOURCE_DATE_EPOCH" >>/packages.log
 END
 chmod 755 guest/bin/dpkg guest/bin/update-initramfs
 echo package >linux-image-new.deb
+printf '#!/bin/sh\necho "$*" >>/fsfreeze.log\n' >guest/bin/fsfreeze
+chmod 755 guest/bin/fsfreeze
 cat >guest/bin/systemctl <<'END'
 #!/bin/sh
 echo "systemctl $*" >>/systemctl.log
@@ -125,8 +127,15 @@ steps:
   - debs: linux-image-new.deb
   - shutdown
 END
+rm guest/fsfreeze.log
 FAKE_GUEST_WORK=$T/kernel build --accel tcg --work kernel kernel.yaml
 is "a kernel's packages are installed" $? 0
+# Once at the end of boot, and of each step that changes the guest.
+is "and written to where a boot loader finds them" "$(sort guest/fsfreeze.log | uniq -c | tr -s ' ')" ' 4 --freeze /
+ 4 --freeze /boot
+ 4 --unfreeze /
+ 4 --unfreeze /boot'
+is "in this order" "$(head -n 4 guest/fsfreeze.log | tr '\n' ' ')" '--freeze / --unfreeze / --freeze /boot --unfreeze /boot '
 is "which make no initramfs if a step does" "$(cut -d ' ' -f 1-2,4- guest/packages.log)" 'dpkg --install INITRD=No
 update-initramfs -c 1-new 1700000000
 dpkg --install INITRD='
