@@ -155,7 +155,7 @@ private=$(sed -n 3p work/key)
 # words FILE…: which of the words and keys the files have in some block
 words()
 {
-    cat "$@" | grep -aoF -e PLANTED-WORD-{1,2,3,4,5,6} -e "$public" -e "$host" -e "$private" | sort -u | wc -l
+    cat "$@" | grep -aoF --regexp=PLANTED-WORD-{1..6} -e "$public" -e "$host" -e "$private" | sort -u | wc -l
 }
 is "before the seal, the words and the keys are there" "$(words work/steps/*/disk.qcow2)" 8
 for step in "${kills[@]}"; do
