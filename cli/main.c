@@ -115,23 +115,50 @@ static int run_mount(const struct cli_command *command, int argc, char **argv, s
     return run_command(command, argc, argv, &options);
 }
 
+/* Tells the program that has a command which version of us started it, for as long as it takes to
+ * find out. */
+static const char started_by[] = "QVERITY_STARTED_BY";
+
 /* Becomes the program that has the command, with the same arguments: the one beside this one, as in
- * a build directory, else where it was installed. */
+ * a build directory, or where it is when both were installed, also if somewhere else than planned.
+ */
 static int become(const char *program, char **argv, struct error *err)
 {
-    char path[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof(path));
-    const char *name = n > 0 && n < (ssize_t)sizeof(path) ? memrchr(path, '/', (size_t)n) : NULL;
+    static const char *const places[] = {"", QVERITY_LIBEXECDIR_FROM_BIN "/", NULL};
+    char self[PATH_MAX], path[2 * PATH_MAX];
 
-    if (name != NULL && (size_t)(name + 1 - path) + strlen(program) < sizeof(path)) {
-        strcpy(path + (name + 1 - path), program);
+    if (getenv(started_by) != NULL)
+        return error_set(err, ELOOP, "%s: is this program, and has none of its commands", program);
+    if (setenv(started_by, QVERITY_VERSION, 1) < 0)
+        return error_oom(err);
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self));
+    const char *name = n > 0 && n < (ssize_t)sizeof(self) ? memrchr(self, '/', (size_t)n) : NULL;
+    for (size_t i = 0; name != NULL && places[i] != NULL; i++) {
+        snprintf(path, sizeof(path), "%.*s%s%s", (int)(name + 1 - self), self, places[i], program);
         execv(path, argv);
+        if (errno != ENOENT)
+            return error_set_errno(err, errno, "%s: cannot be started", path);
     }
-    if (name == NULL || errno == ENOENT) {
-        snprintf(path, sizeof(path), QVERITY_LIBEXECDIR "/%s", program);
-        execv(path, argv);
-    }
-    return error_set_errno(err, errno, "%s: cannot be started", path);
+    snprintf(path, sizeof(path), QVERITY_LIBEXECDIR "/%s", program);
+    execv(path, argv);
+    if (errno != ENOENT)
+        return error_set_errno(err, errno, "%s: cannot be started", path);
+    return error_set(err, ENOENT, "not installed: %s is neither beside this program nor in %s",
+                     program, QVERITY_LIBEXECDIR);
+}
+
+/* The other side of it. */
+static int check_starter(struct error *err)
+{
+    const char *version = getenv(started_by);
+
+    if (version == NULL)
+        return 0;
+    if (strcmp(version, QVERITY_VERSION) != 0)
+        return error_set(err, EINVAL, "this is version %s of the program, started by %s",
+                         QVERITY_VERSION, version);
+    (void)unsetenv(started_by);
+    return 0;
 }
 
 /* Descriptors 0 to 2 that are closed would be given to the files that we open next, and what is
@@ -197,6 +224,8 @@ int main(int argc, char **argv)
         become(command->program, argv, &err);
         return report(&err, command);
     }
+    if (check_starter(&err) < 0)
+        return report(&err, command);
     if (json && (command->groups & CLI_JSON) == 0) {
         cli_usage_error(&err, "%s: unknown option '--json'", command->name);
         return report(&err, command);

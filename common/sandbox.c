@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <linux/capability.h>
 #include <linux/landlock.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -174,50 +175,95 @@ static int confine(int socket, const struct sock_fprog *filter, struct error *er
     return 0;
 }
 
-static void *try_filter(void *filter)
-{
-    int notify;
-
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || sandbox_load_filter(filter, &notify) < 0)
-        return NULL;
-    (void)close(notify);
-    return filter;
-}
-
-/*
- * Whether a filter can be loaded whose calls are handed over, and descriptors in answer. There are
- * kernels that cannot, filters of containers that forbid it, and processes whose calls are handed
- * to somebody already. A thread tries, which it concerns alone, and ends.
- */
-static bool kernel_can(struct sock_fprog *filter)
+/* Whether the kernel knows filters whose calls are handed over, and descriptors in answer. */
+static bool kernel_knows(void)
 {
     struct utsname name;
     unsigned version, sub;
-    void *loaded = NULL;
-    pthread_t thread;
 
     /* SECCOMP_ADDFD_FLAG_SEND is there since 5.14. */
     if (uname(&name) < 0 || sscanf(name.release, "%u.%u", &version, &sub) != 2 ||
         (version == 5 && sub < 14) || version < 5)
         return false;
-    return pthread_create(&thread, NULL, try_filter, filter) == 0 &&
-           pthread_join(thread, &loaded) == 0 && loaded != NULL;
+    /* Without a filter, what else would be possible is a bad address. */
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, NULL) <
+               0 &&
+           errno == EFAULT;
+}
+
+enum { TRIAL_STACK = 256 << 10 }; /* bytes */
+
+struct trial {
+    const struct sock_fprog *filter;
+    int result; /* 0 or -errno */
+};
+
+static void *try_filter(void *arg)
+{
+    struct trial *trial = arg;
+    int notify;
+
+    trial->result = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0
+                        ? -errno
+                        : sandbox_load_filter(trial->filter, &notify);
+    if (trial->result == 0)
+        (void)close(notify);
+    return NULL;
+}
+
+/*
+ * Loads the filter in a thread, which it concerns alone, and which ends. There are containers'
+ * filters that forbid it, and processes whose calls are handed to somebody already. Returns 1, or 0
+ * if it can never be loaded here; -errno if there is too little of something: then to go on without
+ * would leave to a limit what is confined.
+ */
+static int try_in_thread(const struct sock_fprog *filter)
+{
+    struct trial trial = {.filter = filter};
+    pthread_attr_t attributes;
+    pthread_t thread;
+
+    if (pthread_attr_init(&attributes) != 0)
+        return -ENOMEM;
+    (void)pthread_attr_setstacksize(&attributes, TRIAL_STACK);
+    int r = pthread_create(&thread, &attributes, try_filter, &trial);
+    (void)pthread_attr_destroy(&attributes);
+    if (r != 0)
+        return -r;
+    (void)pthread_join(thread, NULL);
+    switch (-trial.result) {
+    case 0:
+        return 1;
+    case EACCES:
+    case EBUSY:
+    case EINVAL:
+    case ENOSYS:
+    case EPERM:
+        return 0;
+    default:
+        return trial.result;
+    }
 }
 
 int sandbox_enter(const struct sandbox *sandbox, struct error *err)
 {
-    struct sock_fprog filter;
+    struct sock_fprog filter = {0};
     int socket;
 
     if (SANITIZED) {
         log_debug("not confined: built with a sanitizer");
         return 0;
     }
-    int r = sandbox_make_filter(&filter);
+    bool can = kernel_knows();
+    int r = can ? sandbox_make_filter(&filter) : 0;
+    _cleanup_free_ struct sock_filter *instructions = filter.filter;
+    if (r == 0 && can) {
+        r = try_in_thread(&filter);
+        can = r > 0;
+    }
     if (r < 0)
         return error_set_errno(err, -r, "confinement: seccomp");
-    _cleanup_free_ struct sock_filter *instructions = filter.filter;
-    if (!kernel_can(&filter)) {
+    if (!can) {
         log_info("not confined: no seccomp notifications here");
         return 0;
     }

@@ -234,12 +234,22 @@ refused "an unknown accelerator" 2 "--accel: 'x' is not auto, kvm or tcg" "$QVER
 mkdir alone
 cp "$QVERITY" alone/qverity
 if ! compgen -G '/usr/*/libexec/qverity/qverity-build' >/dev/null; then
-    refused "build without its program" 1 'libexec/qverity/qverity-build: cannot be started: No such file' \
+    refused "build without its program" 1 'not installed: qverity-build is neither beside this program nor in /' \
         alone/qverity build r.yaml
 fi
 : >alone/qverity-build
 refused "build with one that is none" 1 '/alone/qverity-build: cannot be started: Permission denied' alone/qverity build r.yaml
 printf '#!/bin/sh\necho "$0: $*"\n' >alone/qverity-build
 chmod 755 alone/qverity-build
+mkdir -p alone/bin alone/libexec/qverity
+mv alone/qverity alone/bin/
+mv alone/qverity-build alone/libexec/qverity/
+is "it is found where it was installed, wherever that is" "$(alone/bin/qverity build x)" \
+    "$T/alone/bin/../libexec/qverity/qverity-build: build x"
+mv alone/bin/qverity alone/
+mv alone/libexec/qverity/qverity-build alone/
 is "it gets all arguments" "$(alone/qverity -q build --list 'a b')" "$T/alone/qverity-build: -q build --list a b"
+ln -sf qverity alone/qverity-build
+refused "build with a link to the other one" 1 'qverity-build: is this program' timeout 10 alone/qverity build r.yaml
+refused "another version" 1 'version .*, started by 0.0.0' env QVERITY_STARTED_BY=0.0.0 "$(dirname "$QVERITY")/qverity-build" build r.yaml
 finish

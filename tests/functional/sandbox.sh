@@ -162,7 +162,7 @@ like "without Landlock, hash: it is told" "$(cat err)" 'the kernel has no Landlo
 is "without Landlock, hash: the root hash" "$(root_in out)" "$expected"
 
 # Nothing can be kept from him then, and all else works.
-for less in notifications "landlock notifications"; do
+for less in notifications "landlock notifications" seccomp; do
     name="without ${less/ /, }"
     read -r -a words <<<"$less"
     attack "$name, hash" "${words[@]/#/$tools/without-}" "$QVERITY" -v hash -p disk --rescan image.qcow2
@@ -173,6 +173,10 @@ for less in notifications "landlock notifications"; do
     echo secret >victim
     chmod 600 victim
 done
+
+# Where there is too little of something for a moment, nothing is read by who should be confined.
+refused "without threads, info" 1 '^qverity: confinement: seccomp: Resource temporarily unavailable$' \
+    "$tools/without-threads" "$QVERITY" info image.qcow2
 
 # without_mount LIBRARY LESS…: mounts and reads, with the library preloaded
 without_mount()

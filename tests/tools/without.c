@@ -7,6 +7,8 @@
  *     without-fsopen COMMAND [ARGUMENT…]
  *     without-landlock COMMAND [ARGUMENT…]
  *     without-notifications COMMAND [ARGUMENT…]      filters whose calls are handed to somebody
+ *     without-seccomp COMMAND [ARGUMENT…]            seccomp(2), but not what prctl(2) does of it
+ *     without-threads COMMAND [ARGUMENT…]            clone3(2), by which the C library starts them
  *
  * SYSCALL is refused with ERRNO where the second of its arguments, flags, has any bit of FLAGS;
  * without FLAGS, always.
