@@ -191,6 +191,12 @@ static bool kernel_knows(void)
            errno == EFAULT;
 }
 
+static void filter_clear(struct sock_fprog *filter)
+{
+    free(filter->filter);
+}
+DEFINE_CLEANUP_INPLACE(struct sock_fprog, filter_clear);
+
 enum { TRIAL_STACK = 256 << 10 }; /* bytes */
 
 struct trial {
@@ -247,7 +253,7 @@ static int try_in_thread(const struct sock_fprog *filter)
 
 int sandbox_enter(const struct sandbox *sandbox, struct error *err)
 {
-    struct sock_fprog filter = {0};
+    _cleanup_(filter_clear_cleanup) struct sock_fprog filter = {0};
     int socket;
 
     if (SANITIZED) {
@@ -256,7 +262,6 @@ int sandbox_enter(const struct sandbox *sandbox, struct error *err)
     }
     bool can = kernel_knows();
     int r = can ? sandbox_make_filter(&filter) : 0;
-    _cleanup_free_ struct sock_filter *instructions = filter.filter;
     if (r == 0 && can) {
         r = try_in_thread(&filter);
         can = r > 0;
