@@ -80,10 +80,9 @@ struct cli_command {
     const char *name;
     const char *arguments; /* for the usage line: "IMAGE OFFSET LENGTH" */
     const char *summary;   /* one line, for `qverity --help` */
-    const char
-        *program; /* another program of ours has the command: nothing below is set; or NULL */
-    const char *details;              /* paragraphs for `qverity COMMAND --help`, or NULL */
-    unsigned groups;                  /* enum cli_group */
+    const char *program;   /* of ours that has the command, then all below is unset; or NULL */
+    const char *details;   /* paragraphs for `qverity COMMAND --help`, or NULL */
+    unsigned groups;       /* enum cli_group */
     const struct cli_option *options; /* its own, ended by a NULL name; or NULL */
     bool takes_rest; /* any number of operands may stand behind "--", not counted here: */
     int operands_min, operands_max; /* operands_max < 0: any number */

@@ -36,7 +36,7 @@ hardened()
         ok "$name: indirect branches have marked targets" [ "$(grep -c endbr64 code)" -gt 500 ]
         # The program is marked if all that is linked into it is, the C library's first object, too.
         case $(readelf -nW "$(cc -print-file-name=Scrt1.o)") in
-        *"x86 feature: IBT, SHSTK"*) like "which the program claims" "$(readelf -nW "$program")" 'IBT, SHSTK' ;;
+        *"x86 feature: IBT, SHSTK"*) like "$name: which the program claims" "$(readelf -nW "$program")" 'IBT, SHSTK' ;;
         esac
     fi
 }
