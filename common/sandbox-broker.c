@@ -444,41 +444,47 @@ static void serve(struct broker *b, int socket)
 
 /* --- Beginning and end --- */
 
-static bool tell_worker(int socket)
+/* That a step was done, or the errno value by which it failed. */
+static bool tell_worker(int socket, int code)
 {
-    return send(socket, "", 1, MSG_NOSIGNAL) == 1;
+    const unsigned char byte = (unsigned char)code;
+
+    return send(socket, &byte, 1, MSG_NOSIGNAL) == 1;
 }
 
-/* A copy of the filter's descriptor, whose number the worker tells. */
+/* A copy of the filter's descriptor, whose number the worker tells; or -errno. */
 static int receive_filter(pid_t worker, int socket)
 {
     _cleanup_close_ int pidfd = -1;
     int number;
 
     if (recv(socket, &number, sizeof(number), 0) != (ssize_t)sizeof(number))
-        return -1;
+        return -EPIPE;
     pidfd = (int)syscall(SYS_pidfd_open, worker, 0);
-    return pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+    int fd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+    return fd < 0 ? -errno : fd;
 }
 
 /* Keeps nothing open that the worker has: locks, pipes whose end somebody waits for; but standard
- * error, unless it is a daemon. */
-static int keep_only(const struct sandbox *sandbox, int socket)
+ * error, unless it is a daemon. Returns 0 or -errno. */
+static int keep_only(const struct sandbox *sandbox, int *socket)
 {
     enum { KEPT = 3 };
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
+    /* First, so that there is room for what is opened now. */
+    if (*socket != KEPT && dup3(*socket, KEPT, O_CLOEXEC) < 0)
+        return -errno;
+    *socket = KEPT;
+    (void)syscall(SYS_close_range, KEPT + 1, ~0u, 0);
+    _cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0)
-        return -1;
+        return -errno;
     if (sandbox->daemon) {
         log_to_syslog();
         if (dup2(null, STDERR_FILENO) < 0)
-            return -1;
+            return -errno;
     }
-    if (socket != KEPT && dup3(socket, KEPT, O_CLOEXEC) < 0)
-        return -1;
-    (void)syscall(SYS_close_range, KEPT + 1, ~0u, 0);
-    return KEPT;
+    return 0;
 }
 
 static void leave_directory(const struct sandbox *sandbox)
@@ -490,15 +496,18 @@ static void leave_directory(const struct sandbox *sandbox)
         return;
 }
 
-static bool open_worker(struct broker *b, pid_t worker)
+/* Returns 0 or -errno. */
+static int open_worker(struct broker *b, pid_t worker)
 {
     char path[64];
 
     snprintf(path, sizeof(path), "/proc/%d/mem", (int)worker);
     b->memory = open(path, O_RDONLY | O_CLOEXEC);
+    if (b->memory < 0)
+        return -errno;
     snprintf(path, sizeof(path), "/proc/%d/fd", (int)worker);
     b->descriptors = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return b->memory >= 0 && b->descriptors >= 0;
+    return b->descriptors >= 0 ? 0 : -errno;
 }
 
 _Noreturn void sandbox_broker_run(const struct sandbox *sandbox, pid_t worker, int socket)
@@ -512,12 +521,14 @@ _Noreturn void sandbox_broker_run(const struct sandbox *sandbox, pid_t worker, i
     (void)signal(SIGTERM, SIG_IGN);
     (void)signal(SIGHUP, SIG_IGN);
     (void)signal(SIGPIPE, SIG_IGN);
-    socket = keep_only(sandbox, socket);
+    int r = keep_only(sandbox, &socket);
     leave_directory(sandbox);
-    if (socket < 0 || !open_worker(&b, worker) || !tell_worker(socket))
+    if (r == 0)
+        r = open_worker(&b, worker);
+    if (!tell_worker(socket, -r) || r < 0)
         _exit(1);
     b.notify = receive_filter(worker, socket);
-    if (b.notify < 0 || !tell_worker(socket))
+    if (!tell_worker(socket, b.notify < 0 ? -b.notify : 0) || b.notify < 0)
         _exit(1);
     serve(&b, socket);
     _exit(0);

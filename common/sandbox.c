@@ -105,11 +105,12 @@ static int drop_capabilities(void)
 
 /* --- The broker --- */
 
-static bool hear_broker(int socket)
+/* What it tells of a step: 0, or the errno value by which that failed; EPIPE: it has ended. */
+static int hear_broker(int socket)
 {
-    char byte;
+    unsigned char byte;
 
-    return recv(socket, &byte, 1, 0) == 1;
+    return recv(socket, &byte, 1, 0) == 1 ? byte : EPIPE;
 }
 
 /* Starts it and waits until it can read our memory. *ret_socket is ours. */
@@ -133,11 +134,16 @@ static int start_broker(const struct sandbox *sandbox, int *ret_socket, struct e
         return error_set_errno(err, saved_errno, "fork");
     /* Where Yama lets only ancestors look into a process. */
     (void)prctl(PR_SET_PTRACER, broker, 0, 0, 0);
-    if (!hear_broker(ours)) {
+    int code = hear_broker(ours);
+    if (code != 0)
         (void)waitpid(broker, NULL, 0);
+    /* Nobody may (ENOENT: there is no /proc). */
+    if (code == EACCES || code == EPERM || code == ENOENT) {
         log_info("not confined: another process cannot read this one's memory");
         return 0;
     }
+    if (code != 0)
+        return error_set_errno(err, code, "confinement: the broker");
     *ret_socket = take_fd(&ours);
     return 1;
 }
@@ -169,9 +175,11 @@ static int confine(int socket, const struct sock_fprog *filter, struct error *er
     r = sandbox_load_filter(filter, &notify);
     if (r < 0)
         return error_set_errno(err, -r, "confinement: seccomp");
-    if (send(socket, &notify, sizeof(notify), MSG_NOSIGNAL) != (ssize_t)sizeof(notify) ||
-        !hear_broker(socket))
-        return error_set(err, EPIPE, "confinement: the broker has ended");
+    int code = send(socket, &notify, sizeof(notify), MSG_NOSIGNAL) == (ssize_t)sizeof(notify)
+                   ? hear_broker(socket)
+                   : EPIPE;
+    if (code != 0)
+        return error_set_errno(err, code, "confinement: the broker");
     return 0;
 }
 

@@ -4,7 +4,7 @@
 # that takes the place of libdeflate's decompressor.
 . "$(dirname "$0")/lib.sh"
 
-require mkfs.ext4 qemu-img qemu-io fusermount3 jq python3 setpriv
+require mkfs.ext4 qemu-img qemu-io fusermount3 jq prlimit python3 setpriv
 tools=${QVERITY_TOOLS:-$top/build/tests/tools}
 hole=$tools/planted-hole.so
 [ -e "$hole" ] || skip_all "planted-hole was not built"
@@ -177,6 +177,17 @@ done
 # Where there is too little of something for a moment, nothing is read by who should be confined.
 refused "without threads, info" 1 '^qverity: confinement: seccomp: Resource temporarily unavailable$' \
     "$tools/without-threads" "$QVERITY" info image.qcow2
+
+confined=
+for ((limit = 4; limit < 20; limit++)); do
+    if prlimit --nofile=$limit "$QVERITY" -v info image.qcow2 >out 2>err; then
+        confined=y
+        is "with $limit descriptors, info: it is confined" "$(grep 'not confined' err)" ""
+    else
+        like "with $limit descriptors, info: an error" "$(tail -n 1 err)" '(Too many open files|error while loading shared libraries)'
+    fi
+done
+is "with enough of them it is done" "$confined" y
 
 # without_mount LIBRARY LESS…: mounts and reads, with the library preloaded
 without_mount()
