@@ -71,16 +71,12 @@ static int test_byte(int fd, off_t byte)
 
 enum { PAUSES_MAX = 50, PAUSE_MILLISECONDS = 10 };
 
-/*
- * Whether to try again, after a pause. *pauses counts those that were made. Of two processes that
- * have the file open for reading, and wait for each other so that they may write, one gives up
- * first, and the other one gets it.
- */
-static bool pause_and_retry(const char *path, unsigned *pauses)
+/* Whether to try again, after a pause. *pauses counts those that were made, `most` at last. */
+static bool pause_and_retry(const char *path, unsigned most, unsigned *pauses)
 {
     const struct timespec pause = {.tv_nsec = PAUSE_MILLISECONDS * 1000000L};
 
-    if (*pauses >= PAUSES_MAX + (unsigned)getpid() * 7 % PAUSES_MAX)
+    if (*pauses == most)
         return false;
     if (*pauses == 0)
         log_debug("%s: in use: waiting for a moment", path);
@@ -154,7 +150,7 @@ static int lock_image(int fd, const char *path, bool writable, struct error *err
 
     while ((r = lock_image_once(fd, path, writable, err)) == -EBUSY) {
         unlock_image(fd);
-        if (!pause_and_retry(path, &pauses))
+        if (!pause_and_retry(path, PAUSES_MAX, &pauses))
             break;
     }
     if (r == 0 && pauses > 0)
@@ -274,10 +270,13 @@ static int raise_once(const struct host_file *file, struct error *err)
 
 int host_file_raise(const struct host_file *file, struct error *err)
 {
+    /* Of two processes that have the file open, and wait for each other, one shall give up first,
+     * so that the other one gets it. */
+    const unsigned most = PAUSES_MAX + (unsigned)getpid() * 7 % PAUSES_MAX;
     unsigned pauses = 0;
     int r;
 
-    while ((r = raise_once(file, err)) == -EBUSY && pause_and_retry(file->file.path, &pauses))
+    while ((r = raise_once(file, err)) == -EBUSY && pause_and_retry(file->file.path, most, &pauses))
         ;
     if (r == 0 && pauses > 0)
         error_clear(err);

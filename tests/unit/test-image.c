@@ -302,7 +302,8 @@ static void test_waiting(void **state)
 
         start_sleeps(fd, 201, 0);
         assert_int_equal(image_hold(image, &lock, &err), -EBUSY);
-        assert_int_equal(sleeps.count, 50);
+        /* Not all processes give up at once. */
+        assert_in_range(sleeps.count, 50, 99);
         assert_non_null(strstr(error_message(&err), "top: in use: another process reads it"));
         error_clear(&err);
         image_close(image);
