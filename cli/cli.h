@@ -33,6 +33,7 @@ enum cli_group {
     CLI_JSON = 1 << 4,      /* --json */
     CLI_KEEP = 1 << 5,      /* --tree --no-tree --lean --rescan */
     CLI_SANDBOX = 1 << 6,   /* --no-sandbox */
+    CLI_BYTES = 1 << 7,     /* none: partitions are taken for their bytes, whatever these mean */
 };
 
 #define CLI_FILES_MAX 2   /* files that a command opens besides images */
@@ -65,6 +66,7 @@ struct cli_options {
     struct hashtree_options tree;
     struct hashtree_file_options keep;
     bool no_tree;    /* also for commands without CLI_KEEP */
+    bool bytes;      /* the command has CLI_BYTES */
     bool hashes;     /* the command has CLI_TREE */
     bool superblock; /* and makes or reads superblocks */
 

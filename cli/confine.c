@@ -74,6 +74,13 @@ static int fill(struct list *list, const struct cli_options *options, struct ima
     return 0;
 }
 
+static void prepare_hashing(void *arg)
+{
+    const struct cli_options *options = arg;
+
+    hashtree_prepare_confined(options->tree.threads, options->verity.hash, options->superblock);
+}
+
 int cli_confine(const struct cli_options *options, struct image *const *images, size_t count,
                 const struct cli_mountpoint *mount, struct error *err)
 {
@@ -93,9 +100,9 @@ int cli_confine(const struct cli_options *options, struct image *const *images, 
         .magic_at = {HASHTREE_FILE_MAGIC_AT_1, HASHTREE_FILE_MAGIC_AT_2},
         .mountpoint = mount != NULL ? mount->path : NULL,
         .daemon = mount != NULL && mount->daemon,
+        .prepare = options->hashes ? prepare_hashing : NULL,
+        .prepare_arg = (void *)options,
     };
-    if (options->hashes)
-        hashtree_prepare_confined(options->tree.threads, options->superblock);
     r = sandbox_enter(&sandbox, err);
     return r < 0 ? r : 0;
 }

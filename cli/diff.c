@@ -130,7 +130,8 @@ const struct cli_command cmd_diff = {
         "Prints a line for each range of data blocks that differ: its offset in the partition\n"
         "and its length, in bytes. Exits with 3 if there are any. What tree files show to be\n"
         "equal is not read.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON | CLI_SANDBOX,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON |
+              CLI_SANDBOX | CLI_BYTES,
     .operands_min = 2,
     .operands_max = 2,
     .run = diff_run,

@@ -259,7 +259,8 @@ const struct cli_command cmd_hash = {
     .details = "Hashes the data partition of IMAGE, or the one that -p tells, and prints what\n"
                "'veritysetup format' would. With --write, FILE becomes the hash device: it is\n"
                "created, or, if it exists, written into from --hash-offset on.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON | CLI_SANDBOX,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON |
+              CLI_SANDBOX | CLI_BYTES,
     .options = hash_options,
     .operands_min = 1,
     .operands_max = 1,

@@ -98,6 +98,7 @@ static int run_command(const struct cli_command *command, int argc, char **argv,
     options->no_tree |= (command->groups & CLI_KEEP) == 0;
     options->confine = (command->groups & CLI_SANDBOX) != 0 && !options->no_sandbox;
     options->hashes = (command->groups & CLI_TREE) != 0;
+    options->bytes = (command->groups & CLI_BYTES) != 0;
     r = command->run(options, count, operands, context, &err);
     if (r < 0) {
         /* What went wrong is told once; that stdout could not be written may be the very reason. */

@@ -137,7 +137,7 @@ const struct cli_command cmd_map = {
         "file),\n"
         "'data' is followed by the offset in a file that holds the bytes and by the file's name,\n"
         "'compressed' are compressed clusters, 'opaque' is what libqcow delivers.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_JSON | CLI_SANDBOX,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_JSON | CLI_SANDBOX | CLI_BYTES,
     .operands_min = 1,
     .operands_max = 1,
     .run = map_run,

@@ -92,7 +92,7 @@ const struct cli_command cmd_read = {
         "OFFSET and LENGTH are bytes, decimal or 0x hexadecimal; K, M, G, T, P and E stand for\n"
         "powers of 1024. OFFSET counts from the start of the partition that -p chooses, or of the\n"
         "disk. A range that reaches beyond its end is an error, and nothing is written.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_SANDBOX,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_SANDBOX | CLI_BYTES,
     .operands_min = 3,
     .operands_max = 3,
     .run = read_run,

@@ -27,9 +27,16 @@ static int open_image(const char *path, const struct cli_options *options, struc
 static int find_partition(const char *path, const struct cli_options *options, const char *spec,
                           struct cli_target *target, struct error *err)
 {
-    int r = options->probe_apart ? cli_probe(options, target->image, &target->partitions, err)
-                                 : partition_table_read(target->image, &target->partitions, err);
-    if (spec != NULL && strcmp(spec, "disk") == 0 && (r == -EFBIG || partition_table_is_wrong(r))) {
+    bool disk = spec != NULL && strcmp(spec, "disk") == 0;
+    int r;
+
+    if (disk && options->bytes)
+        r = partition_table_none(target->image, &target->partitions, err);
+    else if (options->probe_apart)
+        r = cli_probe(options, target->image, &target->partitions, err);
+    else
+        r = partition_table_read(target->image, &target->partitions, err);
+    if (disk && (r == -EFBIG || partition_table_is_wrong(r))) {
         /* The disk can be had without them. */
         if (r == -EFBIG)
             log_info("%s", error_message(err));

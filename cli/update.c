@@ -38,7 +38,8 @@ const struct cli_command cmd_update = {
         "Prints what 'qverity hash' does, and by what proof it was found: unchanged (nobody\n"
         "touched the image's files), bitmap (QEMU's record of what was written: see\n"
         "'qverity track'), overlay (the tree file of an image below), or full, and why.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON | CLI_SANDBOX,
+    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_KEEP | CLI_JSON |
+              CLI_SANDBOX | CLI_BYTES,
     .operands_min = 1,
     .operands_max = 1,
     .run = update_run,

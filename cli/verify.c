@@ -399,7 +399,8 @@ const struct cli_command cmd_verify = {
     .details = "Reads all of the data partition of IMAGE, or of the one that -p tells, and checks\n"
                "it against the root hash. With --hash-device every block of that is checked, too,\n"
                "and what is wrong is told by its place. Exits with 3 if anything is wrong.",
-    .groups = CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_JSON | CLI_SANDBOX,
+    .groups =
+        CLI_IMAGE | CLI_PARTITION | CLI_VERITY | CLI_TREE | CLI_JSON | CLI_SANDBOX | CLI_BYTES,
     .options = verify_options,
     .operands_min = 1,
     .operands_max = 1,

@@ -452,6 +452,14 @@ static bool tell_worker(int socket, int code)
     return send(socket, &byte, 1, MSG_NOSIGNAL) == 1;
 }
 
+/* That we may look into it. Returns 0 or -errno. */
+static int await_worker(int socket)
+{
+    char byte;
+
+    return recv(socket, &byte, 1, 0) == 1 ? 0 : -EPIPE;
+}
+
 /* A copy of the filter's descriptor, whose number the worker tells; or -errno. */
 static int receive_filter(pid_t worker, int socket)
 {
@@ -523,6 +531,8 @@ _Noreturn void sandbox_broker_run(const struct sandbox *sandbox, pid_t worker, i
     (void)signal(SIGPIPE, SIG_IGN);
     int r = keep_only(sandbox, &socket);
     leave_directory(sandbox);
+    if (r == 0)
+        r = await_worker(socket);
     if (r == 0)
         r = open_worker(&b, worker);
     if (!tell_worker(socket, -r) || r < 0)

@@ -24,8 +24,9 @@ int sandbox_load_filter(const struct sock_fprog *filter, int *ret);
 /*
  * Serves until `worker` ends, whose end of `socket` is closed then. Called in the child process,
  * where nothing but `socket` is needed of what is open. Packets on the socket are steps of the
- * beginning: the broker tells that it can read the worker's memory, the worker sends the number of
- * the filter's descriptor (an int), the broker tells that it has a copy. What it tells is a byte:
- * 0, or the errno value by which it failed, before it ends.
+ * beginning: the worker tells that it may be looked into (a byte), the broker that it can read the
+ * worker's memory, the worker sends the number of the filter's descriptor (an int), the broker
+ * tells that it has a copy. What it tells is a byte: 0, or the errno value by which it failed,
+ * before it ends.
  */
 _Noreturn void sandbox_broker_run(const struct sandbox *sandbox, pid_t worker, int socket);

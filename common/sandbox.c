@@ -113,8 +113,8 @@ static int hear_broker(int socket)
     return recv(socket, &byte, 1, 0) == 1 ? byte : EPIPE;
 }
 
-/* Starts it and waits until it can read our memory. *ret_socket is ours. */
-static int start_broker(const struct sandbox *sandbox, int *ret_socket, struct error *err)
+/* Starts it. Returns its process id; *ret_socket is ours. */
+static pid_t start_broker(const struct sandbox *sandbox, int *ret_socket, struct error *err)
 {
     _cleanup_close_ int ours = -1;
     pid_t worker = getpid();
@@ -132,20 +132,24 @@ static int start_broker(const struct sandbox *sandbox, int *ret_socket, struct e
     (void)close(fds[1]);
     if (broker < 0)
         return error_set_errno(err, saved_errno, "fork");
-    /* Where Yama lets only ancestors look into a process. */
+    /* Where Yama lets only ancestors look into a process. It hears of it when it may. */
     (void)prctl(PR_SET_PTRACER, broker, 0, 0, 0);
-    int code = hear_broker(ours);
-    if (code != 0)
-        (void)waitpid(broker, NULL, 0);
-    /* Nobody may (ENOENT: there is no /proc). */
+    (void)send(ours, "", 1, MSG_NOSIGNAL);
+    *ret_socket = take_fd(&ours);
+    return broker;
+}
+
+/* Waits until it can read our memory. Returns 1, or 0 where nobody may. */
+static int await_broker(int socket, struct error *err)
+{
+    int code = hear_broker(socket);
+
+    /* ENOENT: there is no /proc. */
     if (code == EACCES || code == EPERM || code == ENOENT) {
         log_info("not confined: another process cannot read this one's memory");
         return 0;
     }
-    if (code != 0)
-        return error_set_errno(err, code, "confinement: the broker");
-    *ret_socket = take_fd(&ours);
-    return 1;
+    return code != 0 ? error_set_errno(err, code, "confinement: the broker") : 1;
 }
 
 /* --- All of it --- */
@@ -259,35 +263,54 @@ static int try_in_thread(const struct sock_fprog *filter)
     }
 }
 
+/* All that can still fail and leave the process as it was. Returns 1, or 0 if it cannot be
+ * confined.
+ */
+static int get_ready(const struct sandbox *sandbox, int socket, struct sock_fprog *filter,
+                     struct error *err)
+{
+    prepare();
+    if (sandbox->prepare != NULL)
+        sandbox->prepare(sandbox->prepare_arg);
+    int r = sandbox_make_filter(filter);
+    if (r == 0)
+        r = try_in_thread(filter);
+    if (r < 0)
+        return error_set_errno(err, -r, "confinement: seccomp");
+    if (r == 0) {
+        log_info("not confined: no seccomp notifications here");
+        return 0;
+    }
+    return await_broker(socket, err);
+}
+
 int sandbox_enter(const struct sandbox *sandbox, struct error *err)
 {
     _cleanup_(filter_clear_cleanup) struct sock_fprog filter = {0};
-    int socket;
+    _cleanup_close_ int socket = -1;
 
     if (SANITIZED) {
         log_debug("not confined: built with a sanitizer");
         return 0;
     }
-    bool can = kernel_knows();
-    int r = can ? sandbox_make_filter(&filter) : 0;
-    if (r == 0 && can) {
-        r = try_in_thread(&filter);
-        can = r > 0;
-    }
-    if (r < 0)
-        return error_set_errno(err, -r, "confinement: seccomp");
-    if (!can) {
+    if (!kernel_knows()) {
         log_info("not confined: no seccomp notifications here");
         return 0;
     }
-    prepare();
-    r = start_broker(sandbox, &socket, err);
-    if (r <= 0)
+    pid_t broker = start_broker(sandbox, &socket, err);
+    if (broker < 0)
+        return (int)broker;
+    int r = get_ready(sandbox, socket, &filter, err);
+    if (r <= 0) {
+        cleanup_close(&socket);
+        (void)waitpid(broker, NULL, 0);
         return r;
-    /* `socket` stays open: that it is closed tells the broker of our end. */
+    }
     r = confine(socket, &filter, err);
     if (r < 0)
         return r;
+    /* That it is closed, when we end, tells the broker. */
+    (void)take_fd(&socket);
     active = true;
     return 1;
 }

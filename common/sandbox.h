@@ -53,6 +53,11 @@ struct sandbox {
     /* The process is to be a daemon: what is refused is told in the system log, and the broker
      * keeps nothing open of those who started it. */
     bool daemon;
+
+    /* Called with `prepare_arg` before the process is confined, and only if it is going to be: for
+     * what it will need and cannot get then. The broker gets ready meanwhile. NULL: nothing. */
+    void (*prepare)(void *arg);
+    void *prepare_arg;
 };
 
 /*

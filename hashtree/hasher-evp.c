@@ -8,18 +8,21 @@
 
 #include "common/cleanup.h"
 #include "common/openssl.h"
+#include "common/sandbox.h"
 
 /*
- * A library context of our own, as libcryptsetup has one: whirlpool and md4 come from the legacy
- * provider, and loading that into the process's default context would change what everybody else
- * in the process gets. It lives as long as the process.
+ * A library context of our own, as libcryptsetup has one, for what the process's default context
+ * does not have: whirlpool and md4 come from the legacy provider, and loading that into the default
+ * context would change what everybody else in the process gets. Made when it is first needed, it
+ * lives as long as the process.
  */
 static OSSL_LIB_CTX *library;
 static pthread_once_t library_once = PTHREAD_ONCE_INIT;
 
 static void library_open(void)
 {
-    OSSL_LIB_CTX *ctx = OSSL_LIB_CTX_new();
+    /* From files, which a confined process may not open. */
+    OSSL_LIB_CTX *ctx = sandbox_active() ? NULL : OSSL_LIB_CTX_new();
 
     if (ctx == NULL)
         return;
@@ -41,11 +44,13 @@ DEFINE_CLEANUP(EVP_MD, md_free);
 
 static int digest_fetch(const char *digest, EVP_MD **ret, struct error *err)
 {
-    pthread_once(&library_once, library_open);
-    if (library == NULL)
-        return error_set(err, EIO, "OpenSSL's default provider cannot be loaded");
+    _cleanup_(md_free_cleanup) EVP_MD *md = EVP_MD_fetch(NULL, digest, NULL);
 
-    _cleanup_(md_free_cleanup) EVP_MD *md = EVP_MD_fetch(library, digest, NULL);
+    if (md == NULL) {
+        pthread_once(&library_once, library_open);
+        if (library != NULL)
+            md = EVP_MD_fetch(library, digest, NULL);
+    }
     if (md == NULL) {
         ERR_clear_error();
         return error_set(err, EINVAL, "hash algorithm '%s' is not known to OpenSSL", digest);

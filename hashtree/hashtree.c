@@ -62,8 +62,9 @@ int hashtree_new(struct image *image, uint64_t start, const struct verity_params
                    params->salt, params->salt_size, &tree->hasher, err);
     if (r < 0)
         return r;
-    r = node_store_new(options->cache_size != 0 ? options->cache_size : DEFAULT_CACHE_SIZE,
-                       geometry.hash_block_size, &tree->nodes, err);
+    uint64_t cache_size = options->cache_size != 0 ? options->cache_size : DEFAULT_CACHE_SIZE;
+    r = node_store_new(options->root_only ? 0 : cache_size, geometry.hash_block_size, &tree->nodes,
+                       err);
     if (r < 0)
         return r;
     r = constant_init(tree, err);

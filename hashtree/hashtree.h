@@ -271,10 +271,11 @@ int hashtree_diff(struct hashtree *a, struct hashtree *b,
 /*
  * To be called before the process is confined (common/sandbox.h): sets up what builds in up to
  * `threads` threads (0: one for each CPU) take and a confined process cannot get: io_uring rings,
- * which can do nothing but read, and libraries that are loaded when they are first used; with
- * `superblock`, those that superblocks take, too. What cannot be had, builds will do without.
+ * which can do nothing but read, and libraries that are loaded when they are first used: for the
+ * digest `digest` (NULL: the default one) and, with `superblock`, for superblocks and every digest
+ * that they may name. What cannot be had, builds will do without.
  */
-void hashtree_prepare_confined(unsigned threads, bool superblock);
+void hashtree_prepare_confined(unsigned threads, const char *digest, bool superblock);
 
 /* The text that tree files have, of HASHTREE_FILE_MAGIC_SIZE bytes, at one of two offsets. */
 #define HASHTREE_FILE_MAGIC "qvtree\032\n"

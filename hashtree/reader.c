@@ -26,10 +26,15 @@
  */
 #define DIRECT_ALIGNMENT 4096
 
+/* Bytes; of larger ones there are none to be had unasked. */
+#define HUGE_PAGE ((size_t)2 << 20)
+
 struct reader {
     struct hashtree *tree;
     const struct reader_files *files;
     size_t run_bytes;
+    uint8_t *mapping; /* in which `memory` is aligned */
+    size_t mapping_size;
     uint8_t *memory; /* RUN_DEPTH buffers */
     struct run runs[RUN_DEPTH];
     struct run *free;
@@ -152,10 +157,27 @@ static void set_up_uring(struct reader *reader)
                   !reader->fixed_files ? "files are not registered" : "buffers are not registered");
 }
 
+/* The buffers, in huge pages where there are some: two of them are filled with zeros and pinned in
+ * a quarter of the time that takes of a thousand small ones. */
+static int map_buffers(struct reader *reader, struct error *err)
+{
+    size_t size = reader->run_bytes * RUN_DEPTH;
+
+    reader->mapping_size = size + HUGE_PAGE;
+    reader->mapping = mmap(NULL, reader->mapping_size, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (reader->mapping == MAP_FAILED)
+        return error_oom(err);
+    reader->memory = reader->mapping + (-(uintptr_t)reader->mapping & (HUGE_PAGE - 1));
+    (void)madvise(reader->memory, size, MADV_HUGEPAGE);
+    return 0;
+}
+
 int reader_new(struct hashtree *tree, const struct reader_files *files, unsigned runs_without_uring,
                struct reader **ret, struct error *err)
 {
     struct reader *reader = calloc(1, sizeof(*reader));
+    int r;
 
     if (reader == NULL)
         return error_oom(err);
@@ -163,11 +185,10 @@ int reader_new(struct hashtree *tree, const struct reader_files *files, unsigned
     reader->files = files;
     reader->runs_without_uring = runs_without_uring;
     reader->run_bytes = tree_run_bytes(tree);
-    reader->memory = mmap(NULL, reader->run_bytes * RUN_DEPTH, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (reader->memory == MAP_FAILED) {
+    r = map_buffers(reader, err);
+    if (r < 0) {
         free(reader);
-        return error_oom(err);
+        return r;
     }
     for (unsigned i = RUN_DEPTH; i-- > 0;) {
         struct run *run = &reader->runs[i];
@@ -189,7 +210,7 @@ void reader_free(struct reader *reader)
             io_uring_unregister_files(&reader->ring);
         ring_close(&reader->ring, reader->in_flight == 0);
     }
-    munmap(reader->memory, reader->run_bytes * RUN_DEPTH);
+    munmap(reader->mapping, reader->mapping_size);
     free(reader);
 }
 

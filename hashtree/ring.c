@@ -57,26 +57,29 @@ static void make_rings(unsigned threads)
     }
 }
 
-/* OpenSSL and libcryptsetup load providers of digests from files. */
-static void load_libraries(bool superblock)
+/* OpenSSL and libcryptsetup load providers of digests from files. What OpenSSL's configuration
+ * could change is nothing that a confined process needs. */
+static void load_libraries(const char *digest, bool superblock)
 {
     struct verity_params params;
     uint8_t bytes[VERITY_SUPERBLOCK_SIZE];
     size_t size;
 
-    (void)OPENSSL_init_crypto(OPENSSL_INIT_LOAD_CONFIG, NULL);
-    (void)hasher_find_digest("sha256", &size, NULL);
+    (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, NULL);
+    verity_params_init(&params);
+    (void)hasher_find_digest(digest != NULL ? digest : params.hash_name, &size, NULL);
     if (!superblock)
         return;
-    verity_params_init(&params);
+    /* A superblock can name any digest: this one comes from the provider that is loaded last. */
+    (void)hasher_find_digest("whirlpool", &size, NULL);
     params.data_blocks = 1;
     (void)verity_superblock_format(&params, bytes, NULL);
 }
 
-void hashtree_prepare_confined(unsigned threads, bool superblock)
+void hashtree_prepare_confined(unsigned threads, const char *digest, bool superblock)
 {
     make_rings(threads != 0 ? threads : usable_cpus());
-    load_libraries(superblock);
+    load_libraries(digest, superblock);
 }
 
 int ring_open(struct io_uring *ret)

@@ -286,7 +286,7 @@ static int tell_sink(const struct plan *plan, const struct segment *segment, uns
 int node_batch_init(const struct plan *plan, struct node_batch *batch, struct error *err)
 {
     batch->count = 0;
-    batch->blocks = calloc(BATCH_NODES, plan->tree->geometry.hash_block_size);
+    batch->blocks = malloc((size_t)BATCH_NODES * plan->tree->geometry.hash_block_size);
     return batch->blocks != NULL ? 0 : error_oom(err);
 }
 

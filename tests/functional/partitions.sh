@@ -140,7 +140,10 @@ refused "a disk that shrank: names what is outside" 1 \
 "$QVERITY" read bad.img -p disk 99M 1M >out 2>err
 is "the disk as a whole is there" "$?" 0
 same "with its bytes" out <(tail -c 1M bad.img)
-like "and a warning" "$(cat err)" '^qverity: warning: bad.img: partition 4 .* does not lie .*; only the disk as a whole is there$'
+is "and no word about what nobody asked for" "$(cat err)" ""
+like "who looks for what the disk holds gets a warning" "$("$QVERITY" ls -p disk bad.img:/ 2>&1)" \
+    '^qverity: warning: bad.img: partition 4 .* does not lie .*; only the disk as a whole is there
+qverity: bad.img: the disk holds no file system'
 refused "but no partition" 1 'bad.img: partition 4 \(bytes' "$QVERITY" hash --no-tree -p 1 bad.img
 cp gpt.img bad.img
 dd if=/dev/zero of=bad.img bs=512 count=1 conv=notrunc status=none

@@ -80,14 +80,19 @@ contained "verify"
 attack "read" "$QVERITY" read image.qcow2 0 1M
 contained "read"
 same "read: the bytes" out text
-attack "map" "$QVERITY" map image.qcow2
+# A whole disk is mapped without looking into it.
+truncate -s 4M table.raw
+echo 'label: gpt
+size=1M' | sfdisk -q table.raw
+qemu-img convert -c -f raw -O qcow2 table.raw table.qcow2
+attack "map" "$QVERITY" map -p 1 table.qcow2
 contained "map"
 attack "info" "$QVERITY" info image.qcow2
 contained "info"
 rm -f other.qcow2.qvtree image.qcow2.qvtree
 attack "diff" "$QVERITY" diff -p disk image.qcow2 other.qcow2
 contained "diff"
-attack "update" "$QVERITY" update -p disk image.qcow2
+attack "update" "$QVERITY" update -p disk --rescan image.qcow2
 contained "update"
 
 # Files inside an image that is compressed
@@ -113,6 +118,8 @@ calm()
 calm "info" info fs.qcow2
 calm "hash" hash -p disk --rescan image.qcow2
 calm "hash, sha512" hash -p disk --rescan --hash sha512 image.qcow2
+calm "hash, whirlpool" hash -p disk --rescan --hash whirlpool image.qcow2
+calm "hash, after whirlpool" hash -p disk --rescan image.qcow2
 calm "hash --write" hash -p disk --no-tree --write calm.img image.qcow2
 calm "update" update -p disk image.qcow2
 calm "verify" verify -p disk --root-hash "$expected" --hash-device hash.img image.qcow2
