@@ -21,6 +21,7 @@
 #include "common/cleanup.h"
 #include "common/log.h"
 #include "common/sandbox-internal.h"
+#include "common/sanitized.h"
 
 static bool active;
 
@@ -28,18 +29,6 @@ bool sandbox_active(void)
 {
     return active;
 }
-
-/* Sanitizers open files, map memory and run threads as they like. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED 0
-#endif
 
 /* --- Landlock --- */
 
@@ -155,10 +144,11 @@ static int await_broker(int socket, struct error *err)
 /* --- All of it --- */
 
 /* What would be loaded, or opened, when it is first needed. */
-static void prepare(void)
+static void prepare(const struct sandbox *sandbox)
 {
-    /* pthread_cancel() and pthread_exit() load it. It is never unloaded. */
-    (void)dlopen("libgcc_s.so.1", RTLD_NOW);
+    /* pthread_cancel(), which ends a mount's workers, loads it. It is never unloaded. */
+    if (sandbox->mountpoint != NULL)
+        (void)dlopen("libgcc_s.so.1", RTLD_NOW);
     /* Local time is told in the system log. */
     tzset();
 }
@@ -269,7 +259,7 @@ static int try_in_thread(const struct sock_fprog *filter)
 static int get_ready(const struct sandbox *sandbox, int socket, struct sock_fprog *filter,
                      struct error *err)
 {
-    prepare();
+    prepare(sandbox);
     if (sandbox->prepare != NULL)
         sandbox->prepare(sandbox->prepare_arg);
     int r = sandbox_make_filter(filter);

@@ -288,7 +288,7 @@ static int start_segment(struct worker *worker, const struct plan_item *item, st
     } else {
         int r = segment_new(&worker->build->plan, &segment, err);
         if (r < 0) {
-            node_release(&worker->build->plan, item->parent, NULL);
+            node_release(&worker->build->plan, item->parent, NULL, NULL);
             return r;
         }
     }
@@ -308,7 +308,7 @@ static int next_segment(struct worker *worker, struct error *err)
     while (worker->segment == NULL && !worker->plan_ended) {
         if (worker->next_item == worker->items_count) {
             worker->next_item = worker->items_count = 0;
-            r = plan_next(&build->plan, worker->items, &worker->items_count, err);
+            r = plan_next(&build->plan, worker->items, &worker->items_count, &worker->batch, err);
             if (r < 0)
                 return r;
         }
@@ -430,7 +430,7 @@ static void *worker_main(void *arg)
     while (worker.active != NULL) {
         struct segment *segment = worker.active;
         worker.active = segment->next;
-        node_release(&build->plan, segment->parent, NULL);
+        node_release(&build->plan, segment->parent, NULL, NULL);
         segment_free(segment);
     }
     while (worker.free != NULL) {

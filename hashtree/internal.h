@@ -18,6 +18,7 @@
  *     constant.c  the nodes over data that is all zeros
  *     plan.c      where there is data: cuts it into segments, assembles the nodes above them
  *     segment.c   one segment: the nodes that one worker makes alone
+ *     batch.c     a worker's complete nodes, until they are hashed together
  *     reader.c    reads of a worker: io_uring or pread
  *     ring.c      io_uring's rings, and where they come from in a confined process
  *     build.c     a build: workers that take segments from the plan
@@ -101,6 +102,7 @@ static inline size_t tree_run_bytes(const struct hashtree *tree)
 }
 
 struct node_sink;
+struct node_batch;
 
 /* --- hashtree.c --- */
 
@@ -257,13 +259,41 @@ void plan_free(struct plan *plan);
 
 /* The next pieces of work: fills `ret`, PLAN_ITEMS of them, and says how many there are, at least
  * one; PLAN_END stands alone. Errors come from mapping the image. */
-int plan_next(struct plan *plan, struct plan_item *ret, unsigned *ret_count, struct error *err);
+int plan_next(struct plan *plan, struct plan_item *ret, unsigned *ret_count,
+              struct node_batch *batch, struct error *err);
 
 /* Gives back the counts of work that was not begun, which only a plan that is stopped has. */
 void plan_give_back(struct plan *plan, const struct plan_item *items, unsigned count);
 
-/* Gives back one count of `node`; if it was the last, hashes it into its parent, and so on up. */
-int node_release(struct plan *plan, struct shared_node *node, struct error *err);
+/* Gives back one count of `node`. If it was the last, the node goes into the batch; without one
+ * (NULL) it is hashed into its parent, and so on up. */
+int node_release(struct plan *plan, struct shared_node *node, struct node_batch *batch,
+                 struct error *err);
+
+/* --- batch.c --- */
+
+#define BATCH_NODES 16
+
+struct node_batch {
+    unsigned count;
+    struct node_batch_entry {
+        struct shared_node *parent; /* one count in its `pending` */
+        uint8_t *slot;              /* in its block */
+    } to[BATCH_NODES];
+    uint8_t *blocks;
+};
+
+int node_batch_init(const struct plan *plan, struct node_batch *batch, struct error *err);
+/* Adds node `index` of the level below the parent's, a copy of `block`; hashes the batch when it is
+ * full. */
+int node_batch_add(struct plan *plan, struct node_batch *batch, struct shared_node *parent,
+                   uint64_t index, const uint8_t *block, struct error *err);
+/* Hashes the nodes into their parents, and gives these their counts. */
+int node_batch_hash(struct plan *plan, struct node_batch *batch, struct error *err);
+/* The same until nothing is left. */
+int node_batch_flush(struct plan *plan, struct node_batch *batch, struct error *err);
+/* Gives back the counts of nodes that are left, which only a plan that is stopped has. */
+void node_batch_free(struct plan *plan, struct node_batch *batch);
 
 /* --- segment.c --- */
 
@@ -305,27 +335,6 @@ struct block_range {
 };
 void segment_open(struct plan *plan, struct segment *segment, uint64_t block,
                   struct block_range *ret_fresh);
-
-/*
- * Topmost nodes of a worker's last segments, hashed together: one alone, as scattered data has
- * them, would leave most of a hash kernel's lanes empty.
- */
-#define BATCH_NODES 16
-
-struct node_batch {
-    unsigned count;
-    struct {
-        struct shared_node *parent; /* one count in its `pending` */
-        uint8_t *slot;              /* in its block */
-    } to[BATCH_NODES];
-    uint8_t *blocks;
-};
-
-int node_batch_init(const struct plan *plan, struct node_batch *batch, struct error *err);
-/* Hashes the nodes into their parents, and gives these their counts. */
-int node_batch_flush(struct plan *plan, struct node_batch *batch, struct error *err);
-/* Gives back the counts of nodes that are left, which only a plan that is stopped has. */
-void node_batch_free(struct plan *plan, struct node_batch *batch);
 
 /* Makes the nodes, tells the sink, and gives the digests and the count to the parent, or the nodes
  * to `batch` for that. */

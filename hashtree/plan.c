@@ -135,9 +135,10 @@ void plan_free(struct plan *plan)
 
 /* --- Assembling --- */
 
-static int node_complete(struct plan *plan, struct shared_node *node, struct error *err)
+static int node_complete(struct plan *plan, struct shared_node *node, struct node_batch *batch,
+                         struct error *err)
 {
-    const struct hashtree *tree = plan->tree;
+    struct hashtree *tree = plan->tree;
     const struct verity_geometry *g = &tree->geometry;
 
     if (node->parent == NULL) {
@@ -149,24 +150,26 @@ static int node_complete(struct plan *plan, struct shared_node *node, struct err
         if (r < 0)
             return r;
     }
+    if (batch != NULL)
+        return node_batch_add(plan, batch, node->parent, node->index, node->block, err);
+    atomic_fetch_add_explicit(&tree->nodes_computed, 1, memory_order_relaxed);
     return hasher_hash_blocks(tree->hasher, node->block, g->hash_block_size, 1,
                               node_slot(tree, node->parent, node->index), g->digest_size, err);
 }
 
-int node_release(struct plan *plan, struct shared_node *node, struct error *err)
+int node_release(struct plan *plan, struct shared_node *node, struct node_batch *batch,
+                 struct error *err)
 {
     int result = 0;
 
     while (node != NULL &&
            atomic_fetch_sub_explicit(&node->pending, 1, memory_order_acq_rel) == 1) {
         if (!atomic_load_explicit(plan->stop, memory_order_relaxed)) {
-            int r = node_complete(plan, node, err);
+            int r = node_complete(plan, node, batch, err);
             if (r < 0) {
                 /* The ancestors are released all the same, but not hashed. */
                 atomic_store(plan->stop, true);
                 result = r;
-            } else {
-                atomic_fetch_add_explicit(&plan->tree->nodes_computed, 1, memory_order_relaxed);
             }
         }
         struct shared_node *parent = node->parent;
@@ -225,8 +228,10 @@ static void take_constants(struct plan *plan, struct plan_item *ret)
 }
 
 /* The plan has moved on: nodes that are no longer on its path. */
+#define CLOSED_MAX (2 * VERITY_LEVELS_MAX)
+
 struct closed_nodes {
-    struct shared_node *nodes[2 * VERITY_LEVELS_MAX];
+    struct shared_node *nodes[CLOSED_MAX];
     unsigned count;
 };
 
@@ -392,7 +397,8 @@ static int take_segments(struct plan *plan, struct plan_item *items, unsigned *c
         const struct extent *first = &item->map.extent;
         data += min_u64(first->start + first->length - tree->start, plan->cursor) - item->start;
     } while (*count < PLAN_ITEMS && data < SEGMENT_BYTES && plan->cursor < fair &&
-             plan->base == NULL && plan->constants_count == 0 && closed->count == 0);
+             plan->base == NULL && plan->constants_count == 0 &&
+             closed->count + tree->geometry.levels <= CLOSED_MAX);
     return 0;
 }
 
@@ -400,15 +406,17 @@ void plan_give_back(struct plan *plan, const struct plan_item *items, unsigned c
 {
     for (unsigned i = 0; i < count; i++)
         if (items[i].kind == PLAN_SEGMENT)
-            node_release(plan, items[i].parent, NULL);
+            node_release(plan, items[i].parent, NULL, NULL);
 }
 
-int plan_next(struct plan *plan, struct plan_item *ret, unsigned *ret_count, struct error *err)
+int plan_next(struct plan *plan, struct plan_item *ret, unsigned *ret_count,
+              struct node_batch *batch, struct error *err)
 {
-    struct closed_nodes closed = {.count = 0};
+    struct closed_nodes closed;
     unsigned count = 0;
     int r = 0;
 
+    closed.count = 0;
     pthread_mutex_lock(&plan->lock);
     if (plan->constants_count == 0 && !plan->ended)
         r = take_segments(plan, ret, &count, &closed, err);
@@ -421,7 +429,7 @@ int plan_next(struct plan *plan, struct plan_item *ret, unsigned *ret_count, str
 
     /* Outside the lock: this can hash, and the sink can write. */
     for (unsigned i = 0; i < closed.count; i++) {
-        int released = node_release(plan, closed.nodes[i], err);
+        int released = node_release(plan, closed.nodes[i], batch, err);
         if (released < 0)
             r = released;
     }
@@ -439,7 +447,7 @@ int plan_finish(struct plan *plan, struct error *err)
 
     for (unsigned level = plan->unit; level <= plan->tree->geometry.levels; level++) {
         struct shared_node *node = TAKE_PTR(plan->path[level]);
-        int r = node_release(plan, node, err);
+        int r = node_release(plan, node, NULL, err);
         if (r < 0)
             result = r;
     }

@@ -283,58 +283,6 @@ static int tell_sink(const struct plan *plan, const struct segment *segment, uns
 
 /* --- Finishing --- */
 
-int node_batch_init(const struct plan *plan, struct node_batch *batch, struct error *err)
-{
-    batch->count = 0;
-    batch->blocks = malloc((size_t)BATCH_NODES * plan->tree->geometry.hash_block_size);
-    return batch->blocks != NULL ? 0 : error_oom(err);
-}
-
-int node_batch_flush(struct plan *plan, struct node_batch *batch, struct error *err)
-{
-    const struct verity_geometry *g = &plan->tree->geometry;
-    uint8_t digests[BATCH_NODES * VERITY_DIGEST_MAX];
-    unsigned count = batch->count;
-
-    int r = hasher_hash_blocks(plan->tree->hasher, batch->blocks, g->hash_block_size, count,
-                               digests, VERITY_DIGEST_MAX, err);
-    if (r < 0)
-        atomic_store(plan->stop, true);
-    else
-        atomic_fetch_add_explicit(&plan->tree->nodes_computed, count, memory_order_relaxed);
-    batch->count = 0;
-    for (unsigned i = 0; i < count; i++) {
-        if (r == 0)
-            memcpy(batch->to[i].slot, digests + i * VERITY_DIGEST_MAX, g->digest_size);
-        int released = node_release(plan, batch->to[i].parent, r == 0 ? err : NULL);
-        if (r == 0)
-            r = released;
-    }
-    return r;
-}
-
-void node_batch_free(struct plan *plan, struct node_batch *batch)
-{
-    for (unsigned i = 0; i < batch->count; i++)
-        node_release(plan, batch->to[i].parent, NULL);
-    free(batch->blocks);
-}
-
-/* Adds node `index` of the level below the parent's. */
-static int node_batch_add(struct plan *plan, struct node_batch *batch, struct shared_node *parent,
-                          uint64_t index, const uint8_t *block, struct error *err)
-{
-    const struct verity_geometry *g = &plan->tree->geometry;
-    uint64_t slot = index & ((UINT64_C(1) << g->fanout_bits) - 1);
-
-    atomic_fetch_add_explicit(&parent->pending, 1, memory_order_relaxed);
-    memcpy(batch->blocks + batch->count * (size_t)g->hash_block_size, block, g->hash_block_size);
-    batch->to[batch->count].parent = parent;
-    batch->to[batch->count].slot = parent->block + slot * g->digest_slot;
-    batch->count++;
-    return batch->count == BATCH_NODES ? node_batch_flush(plan, batch, err) : 0;
-}
-
 /* Hashes `count` nodes from `place` on of `level` into the level above. */
 static int hash_nodes(struct plan *plan, struct segment *segment, unsigned level, uint64_t place,
                       uint64_t count, struct node_batch *batch, struct error *err)
@@ -397,6 +345,6 @@ int segment_finish(struct plan *plan, struct segment *segment, struct node_batch
         atomic_store(plan->stop, true);
     else if (plan->unit == 0)
         give_digests(plan, segment);
-    int released = node_release(plan, TAKE_PTR(segment->parent), r == 0 ? err : NULL);
+    int released = node_release(plan, TAKE_PTR(segment->parent), batch, r == 0 ? err : NULL);
     return r < 0 ? r : released;
 }

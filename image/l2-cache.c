@@ -17,8 +17,9 @@
  * map: a few slices more are read with it, as a system call takes longer than copying them.
  *
  * Slots are filled over by second chance: a hit marks its slot, and a fill goes round the set,
- * unmarking, to the first slot without mark. Memory for a slot is allocated when it is first
- * filled, and stays until the cache is freed, so that a late reader still reads memory of ours.
+ * unmarking, to the first slot without mark. All slots lie in one mapping, which takes memory where
+ * it is first filled, and stays until the cache is freed, so that a late reader still reads memory
+ * of ours.
  */
 #include "image/l2-cache.h"
 
@@ -26,6 +27,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "common/bytes.h"
 #include "common/checked.h"
@@ -42,14 +44,16 @@ struct l2_set {
     _Alignas(64) _Atomic uint64_t keys[WAYS]; /* 0: empty */
     _Atomic uint32_t sequences[WAYS];
     _Atomic uint8_t used[WAYS];
-    _Atomic(_Atomic uint64_t *) words[WAYS]; /* as in the file; L2_SLICE_WORDS_MAX each */
     pthread_mutex_t fill_lock;
     unsigned hand; /* under fill_lock: the next slot that may be filled over */
 };
 
 struct l2_cache {
     struct l2_set sets[SETS];
+    _Atomic uint64_t *words; /* as in the file; L2_SLICE_WORDS_MAX for each slot */
 };
+
+#define WORDS_BYTES ((size_t)SETS * WAYS * L2_SLICE_BYTES_MAX)
 
 int l2_cache_new(struct l2_cache **ret, struct error *err)
 {
@@ -58,6 +62,13 @@ int l2_cache_new(struct l2_cache **ret, struct error *err)
     if (cache == NULL)
         return error_oom(err);
     memset(cache, 0, sizeof(*cache));
+    void *words = mmap(NULL, WORDS_BYTES, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (words == MAP_FAILED) {
+        free(cache);
+        return error_oom(err);
+    }
+    cache->words = words;
     for (unsigned i = 0; i < SETS; i++)
         pthread_mutex_init(&cache->sets[i].fill_lock, NULL);
     *ret = cache;
@@ -68,11 +79,9 @@ void l2_cache_free(struct l2_cache *cache)
 {
     if (cache == NULL)
         return;
-    for (unsigned i = 0; i < SETS; i++) {
-        for (unsigned way = 0; way < WAYS; way++)
-            free((void *)cache->sets[i].words[way]);
+    for (unsigned i = 0; i < SETS; i++)
         pthread_mutex_destroy(&cache->sets[i].fill_lock);
-    }
+    munmap((void *)cache->words, WORDS_BYTES);
     free(cache);
 }
 
@@ -81,15 +90,25 @@ static struct l2_set *set_of(struct l2_cache *cache, uint64_t key)
     return &cache->sets[(key * 0x9e3779b97f4a7c15u) >> 57];
 }
 
-static bool lookup(struct l2_set *set, uint64_t key, size_t first, size_t count, uint64_t *words)
+static _Atomic uint64_t *slot_words(struct l2_cache *cache, const struct l2_set *set, unsigned way)
 {
+    size_t slot = (size_t)(set - cache->sets) * WAYS + way;
+
+    return cache->words + slot * L2_SLICE_WORDS_MAX;
+}
+
+static bool lookup(struct l2_cache *cache, uint64_t key, size_t first, size_t count,
+                   uint64_t *words)
+{
+    struct l2_set *set = set_of(cache, key);
+
     for (unsigned way = 0; way < WAYS; way++) {
         uint32_t sequence = atomic_load_explicit(&set->sequences[way], memory_order_acquire);
 
         if (atomic_load_explicit(&set->keys[way], memory_order_acquire) != key ||
             (sequence & 1) != 0)
             continue;
-        const _Atomic uint64_t *slot = atomic_load_explicit(&set->words[way], memory_order_acquire);
+        const _Atomic uint64_t *slot = slot_words(cache, set, way);
         for (size_t i = 0; i < count; i++)
             words[i] = be64toh(atomic_load_explicit(&slot[first + i], memory_order_acquire));
         if (atomic_load_explicit(&set->sequences[way], memory_order_relaxed) != sequence)
@@ -127,21 +146,15 @@ static void insert(struct l2_cache *cache, uint64_t key, const uint64_t *words, 
         }
     }
     unsigned way = find_victim(set);
-    _Atomic uint64_t *slot = atomic_load_explicit(&set->words[way], memory_order_relaxed);
-    if (slot == NULL)
-        slot = calloc(L2_SLICE_WORDS_MAX, sizeof(*slot));
-    /* Without memory it is just not cached. */
-    if (slot != NULL) {
-        uint32_t sequence = atomic_load_explicit(&set->sequences[way], memory_order_relaxed);
+    _Atomic uint64_t *slot = slot_words(cache, set, way);
+    uint32_t sequence = atomic_load_explicit(&set->sequences[way], memory_order_relaxed);
 
-        atomic_store_explicit(&set->sequences[way], sequence + 1, memory_order_relaxed);
-        atomic_store_explicit(&set->words[way], slot, memory_order_release);
-        for (size_t i = 0; i < count; i++)
-            atomic_store_explicit(&slot[i], words[i], memory_order_release);
-        atomic_store_explicit(&set->keys[way], key, memory_order_release);
-        atomic_store_explicit(&set->used[way], 1, memory_order_relaxed);
-        atomic_store_explicit(&set->sequences[way], sequence + 2, memory_order_release);
-    }
+    atomic_store_explicit(&set->sequences[way], sequence + 1, memory_order_relaxed);
+    for (size_t i = 0; i < count; i++)
+        atomic_store_explicit(&slot[i], words[i], memory_order_release);
+    atomic_store_explicit(&set->keys[way], key, memory_order_release);
+    atomic_store_explicit(&set->used[way], 1, memory_order_relaxed);
+    atomic_store_explicit(&set->sequences[way], sequence + 2, memory_order_release);
     pthread_mutex_unlock(&set->fill_lock);
 }
 
@@ -188,7 +201,7 @@ int l2_cache_read(struct l2_cache *cache, unsigned owner, const struct image_fil
     assert(owner < 1u << OWNER_BITS && offset != 0 && (offset & (slice_bytes - 1)) == 0);
     assert(slice_bytes >= 1u << OWNER_BITS && slice_bytes <= L2_SLICE_BYTES_MAX);
     assert(range_within(first, count, slice_bytes / 8));
-    if (lookup(set_of(cache, key), key, first, count, words))
+    if (lookup(cache, key, first, count, words))
         return 0;
     return read_slices(cache, owner, file, offset, slice_bytes, behind, first, count, words, err);
 }
