@@ -510,9 +510,12 @@ static void run_workers(struct build *build)
     pthread_t counter;
     unsigned started = 0;
 
-    /* With a base there is so little to do that nobody waits for it. */
-    bool counting =
-        build->plan.base == NULL && pthread_create(&counter, NULL, count_main, build) == 0;
+    /* With a base there is so little to do that nobody waits for it; and who wants the root alone
+     * looks from the beginning or not at all. */
+    bool wanted_total = build->plan.base == NULL &&
+                        (!build->tree->root_only ||
+                         atomic_load_explicit(&build->tree->watched, memory_order_relaxed));
+    bool counting = wanted_total && pthread_create(&counter, NULL, count_main, build) == 0;
     /* This thread is a worker, too; with fewer threads than wanted it only takes longer. */
     while (threads != NULL && started + 1 < wanted &&
            pthread_create(&threads[started], NULL, worker_main, build) == 0)
