@@ -64,7 +64,7 @@ static int digest_fetch(const char *digest, EVP_MD **ret, struct error *err)
     return 0;
 }
 
-int hasher_find_digest(const char *digest, size_t *ret_size, struct error *err)
+int evp_find_digest(const char *digest, size_t *ret_size, struct error *err)
 {
     _cleanup_(md_free_cleanup) EVP_MD *md = NULL;
 

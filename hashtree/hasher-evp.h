@@ -10,8 +10,7 @@
 #include "hashtree/hasher.h"
 
 /*
- * Private to hasher*.c: digests through OpenSSL's EVP, which every hasher can fall back on. Does
- * not change after evp_hasher_init().
+ * Private to hasher*.c: digests through OpenSSL's EVP. Does not change after evp_hasher_init().
  */
 struct evp_hasher {
     EVP_MD *md;
@@ -20,6 +19,9 @@ struct evp_hasher {
     uint8_t *behind; /* the salt if it comes last */
     size_t behind_size;
 };
+
+/* As hasher_find_digest(). */
+int evp_find_digest(const char *digest, size_t *ret_size, struct error *err);
 
 /* Fills a zeroed `evp`, also in part when it fails: evp_hasher_clear() frees it either way. */
 int evp_hasher_init(struct evp_hasher *evp, const char *digest, enum hasher_salt where,

@@ -56,3 +56,9 @@ const char *hasher_kernel(const struct hasher *hasher);
  */
 int hasher_hash_blocks(const struct hasher *hasher, const uint8_t *blocks, size_t block_size,
                        size_t count, uint8_t *digests, size_t digest_stride, struct error *err);
+
+/*
+ * SHA-256 (FIPS 180-4) of `size` bytes, for checksums and names of ours. No alignment is needed.
+ */
+#define SHA256_CHECKSUM_SIZE 32
+void sha256_checksum(const void *data, size_t size, uint8_t digest[static SHA256_CHECKSUM_SIZE]);

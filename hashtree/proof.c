@@ -9,10 +9,10 @@
  * (That nothing changed at all is found before: hashtree_keep().)
  */
 #include <errno.h>
-#include <openssl/sha.h>
 #include <string.h>
 
 #include "common/units.h"
+#include "hashtree/hasher.h"
 #include "hashtree/keep.h"
 
 /* --- Changes: where they are told --- */
@@ -54,9 +54,9 @@ static int next_bitmap_change(void *arg, uint64_t offset, uint64_t *ret_start, u
 
 static char *add_digest(char *to, const char *text)
 {
-    uint8_t digest[SHA256_DIGEST_LENGTH];
+    uint8_t digest[SHA256_CHECKSUM_SIZE];
 
-    SHA256((const unsigned char *)text, strlen(text), digest);
+    sha256_checksum(text, strlen(text), digest);
     hex_encode(digest, sizeof(digest), to);
     return to + 2 * sizeof(digest);
 }

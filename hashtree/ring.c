@@ -61,13 +61,16 @@ static void make_rings(unsigned threads)
  * could change is nothing that a confined process needs. */
 static void load_libraries(const char *digest, bool superblock)
 {
+    _cleanup_(hasher_free_cleanup) struct hasher *hasher = NULL;
     struct verity_params params;
     uint8_t bytes[VERITY_SUPERBLOCK_SIZE];
     size_t size;
 
     (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, NULL);
     verity_params_init(&params);
-    (void)hasher_find_digest(digest != NULL ? digest : params.hash_name, &size, NULL);
+    (void)hasher_new(digest != NULL ? digest : params.hash_name, HASHER_SALT_FIRST, NULL, 0,
+                     &hasher, NULL);
+    sha256_checksum(bytes, 0, bytes);
     if (!superblock)
         return;
     /* A superblock can name any digest: this one comes from the provider that is loaded last. */

@@ -17,7 +17,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <openssl/sha.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/random.h>
@@ -25,6 +24,7 @@
 
 #include "common/checked.h"
 #include "common/io.h"
+#include "hashtree/hasher.h"
 
 #define NODES_OFFSET (2 * SLOT_SIZE)
 #define GRANULES_PAGE 4096 /* bytes: the lists of both slots take turns */
@@ -271,7 +271,7 @@ int tree_file_granules(const struct tree_file *file, struct tree_file_granules *
         if (r < 0)
             return r;
     }
-    SHA256((const uint8_t *)granules, size, digest);
+    sha256_checksum(granules, size, digest);
     if (size > 0 && memcmp(digest, header->granules_digest, sizeof(digest)) != 0)
         return error_set(err, EINVAL, "%s: its list of granules is damaged", file->path);
     swap_granules(granules, header->granules_count);
@@ -447,7 +447,7 @@ int tree_writer_granules(struct tree_writer *writer, const struct tree_file_gran
             return r;
     }
     header->granules_count = count;
-    SHA256((const uint8_t *)swapped, size, header->granules_digest);
+    sha256_checksum(swapped, size, header->granules_digest);
     return 0;
 }
 

@@ -2,10 +2,10 @@
 #include "hashtree/tree-header.h"
 
 #include <assert.h>
-#include <openssl/sha.h>
 #include <string.h>
 
 #include "common/checked.h"
+#include "hashtree/hasher.h"
 #include "hashtree/hashtree.h"
 
 const uint8_t tree_magic[TREE_MAGIC_SIZE] = HASHTREE_FILE_MAGIC;
@@ -23,7 +23,7 @@ struct codec {
 
 static void code_bytes(struct codec *c, void *field, size_t size)
 {
-    assert(c->at + size <= SLOT_SIZE - SHA256_DIGEST_LENGTH);
+    assert(c->at + size <= SLOT_SIZE - SHA256_CHECKSUM_SIZE);
     if (c->decode)
         memcpy(field, c->bytes + c->at, size);
     else
@@ -115,21 +115,22 @@ void tree_header_encode(const struct tree_header *header, uint8_t slot[static SL
     code_bytes(&c, head, sizeof(head));
     code_number(&c, TREE_FILE_VERSION);
     code_header(&c, &copy);
-    SHA256(slot, SLOT_SIZE - SHA256_DIGEST_LENGTH, slot + SLOT_SIZE - SHA256_DIGEST_LENGTH);
+    sha256_checksum(slot, SLOT_SIZE - SHA256_CHECKSUM_SIZE,
+                    slot + SLOT_SIZE - SHA256_CHECKSUM_SIZE);
 }
 
 const char *tree_header_decode(uint8_t slot[static SLOT_SIZE], struct tree_header *ret)
 {
     struct codec c = {.bytes = slot, .decode = true};
-    uint8_t head[TREE_MAGIC_SIZE], checksum[SHA256_DIGEST_LENGTH];
+    uint8_t head[TREE_MAGIC_SIZE], checksum[SHA256_CHECKSUM_SIZE];
 
     code_bytes(&c, head, sizeof(head));
     if (memcmp(head, tree_magic, TREE_MAGIC_SIZE) != 0)
         return "not a tree file";
     if (code_number(&c, 0) != TREE_FILE_VERSION)
         return "a version of tree file that this program does not know";
-    SHA256(slot, SLOT_SIZE - SHA256_DIGEST_LENGTH, checksum);
-    if (memcmp(checksum, slot + SLOT_SIZE - SHA256_DIGEST_LENGTH, sizeof(checksum)) != 0)
+    sha256_checksum(slot, SLOT_SIZE - SHA256_CHECKSUM_SIZE, checksum);
+    if (memcmp(checksum, slot + SLOT_SIZE - SHA256_CHECKSUM_SIZE, sizeof(checksum)) != 0)
         return "its header is damaged";
     memset(ret, 0, sizeof(*ret));
     code_header(&c, ret);

@@ -4,7 +4,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <openssl/sha.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -242,7 +241,7 @@ void verity_derive_uuid(const struct verity_params *params, const uint8_t *root,
 {
     char salt[2 * VERITY_SALT_MAX + 1], digest[2 * VERITY_DIGEST_MAX + 1];
     char text[sizeof(params->hash_name) + sizeof(salt) + sizeof(digest) + 128];
-    uint8_t sum[SHA256_DIGEST_LENGTH];
+    uint8_t sum[SHA256_CHECKSUM_SIZE];
 
     assert(root_size <= VERITY_DIGEST_MAX);
     format_salt(params, salt);
@@ -252,7 +251,7 @@ void verity_derive_uuid(const struct verity_params *params, const uint8_t *root,
                           params->hash_name, params->hash_type, params->data_block_size,
                           params->hash_block_size, params->data_blocks, salt, digest);
     assert(length > 0 && (size_t)length < sizeof(text));
-    SHA256((const unsigned char *)text, (size_t)length, sum);
+    sha256_checksum(text, (size_t)length, sum);
     memcpy(uuid, sum, 16);
     uuid[6] = (uint8_t)((uuid[6] & 0x0f) | 0x80);
     uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);

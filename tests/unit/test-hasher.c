@@ -281,6 +281,22 @@ static void test_threads(void **state)
     }
 }
 
+/* Every length around the chunks of SHA-256, at odd addresses. */
+static void test_checksum(void **state)
+{
+    uint8_t bytes[1200], digest[SHA256_CHECKSUM_SIZE], expected[SHA256_CHECKSUM_SIZE];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)(i * 7 + i / 251);
+    for (size_t size = 0; size + 3 < sizeof(bytes); size++) {
+        const uint8_t *at = bytes + size % 3;
+        assert_int_equal(EVP_Q_digest(NULL, "SHA256", NULL, at, size, expected, NULL), 1);
+        sha256_checksum(at, size, digest);
+        assert_memory_equal(digest, expected, sizeof(digest));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -290,6 +306,7 @@ int main(void)
         cmocka_unit_test(test_legacy_digest),
         cmocka_unit_test(test_bad_digests),
         cmocka_unit_test_setup_teardown(test_threads, save_kernel, restore_kernel),
+        cmocka_unit_test(test_checksum),
     };
 
     return cmocka_run_group_tests(tests, setup, NULL);
