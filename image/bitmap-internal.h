@@ -45,14 +45,14 @@ static inline void bitmap_set_bit(uint64_t *words, uint64_t number)
     words[number / BITMAP_WORD_BITS] |= htole64((uint64_t)1 << number % BITMAP_WORD_BITS);
 }
 
-static inline uint64_t bitmap_count_set(const struct image_bitmap_bits *bits)
+static inline uint64_t bitmap_count_set(const uint64_t *words, size_t word_count)
 {
     uint64_t count = 0;
 
     /* Nearly all of them are zero, and not every CPU that we are built for counts bits. */
-    for (size_t i = 0; i < bits->word_count; i++)
-        if (bits->words[i] != 0)
-            count += (uint64_t)__builtin_popcountll(bits->words[i]);
+    for (size_t i = 0; i < word_count; i++)
+        if (words[i] != 0)
+            count += (uint64_t)__builtin_popcountll(words[i]);
     return count;
 }
 

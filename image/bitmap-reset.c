@@ -33,8 +33,7 @@ struct reset {
     int fd;
     struct bitmap_directory directory;
     struct image_bitmap_bits *bits[BITMAPS], *generation;
-    uint64_t canaries[IMAGE_BITMAP_CANARIES];
-    uint64_t *wanted; /* words, as bits[0]->words: the canaries and nothing else */
+    uint64_t canaries[IMAGE_BITMAP_CANARIES]; /* in ascending order */
 };
 
 static void reset_clear(struct reset *reset)
@@ -43,7 +42,6 @@ static void reset_clear(struct reset *reset)
     for (size_t b = 0; b < BITMAPS; b++)
         image_bitmap_free(reset->bits[b]);
     image_bitmap_free(reset->generation);
-    free(reset->wanted);
     cleanup_close(&reset->fd);
 }
 DEFINE_CLEANUP_INPLACE(struct reset, reset_clear);
@@ -143,11 +141,21 @@ static int check_allocated(const struct reset *reset, struct error *err)
 
 /* --- Writing --- */
 
-/* Makes the bits those of `words`, all of whose set bits have clusters. Only what differs is
+/* Sets those of `words`, the bitmap's bytes from `at` on, that are canaries. */
+static void add_canaries(const struct reset *reset, size_t at, size_t length, uint64_t *words)
+{
+    for (size_t i = 0; i < IMAGE_BITMAP_CANARIES; i++)
+        if (reset->canaries[i] / 8 >= at && reset->canaries[i] / 8 - at < length)
+            bitmap_set_bit(words, reset->canaries[i] - at * UINT64_C(8));
+}
+
+/* Sets the canaries' bits and, unless others are `kept`, clears these. Only what differs is
  * written, a piece at a time. */
-static int write_bits(struct reset *reset, struct image_bitmap_bits *bits, const uint64_t *words,
+static int write_bits(struct reset *reset, struct image_bitmap_bits *bits, bool kept,
                       struct error *err)
 {
+    uint64_t piece[PIECE / sizeof(uint64_t)];
+
     for (size_t i = 0; i < bits->table_entries; i++) {
         size_t start = i * (size_t)(bits->cluster_bits / 8), end = start;
 
@@ -155,34 +163,20 @@ static int write_bits(struct reset *reset, struct image_bitmap_bits *bits, const
             continue;
         end += bitmap_entry_bytes(bits, i);
         for (size_t at = start; at < end; at += PIECE) {
-            const uint8_t *from = (const uint8_t *)words + at;
             uint8_t *to = (uint8_t *)bits->words + at;
             size_t length = min_u64(end - at, PIECE);
-            if (memcmp(from, to, length) == 0)
+            memset(piece, 0, sizeof(piece));
+            if (kept)
+                memcpy(piece, to, length);
+            add_canaries(reset, at, length, piece);
+            if (memcmp(piece, to, length) == 0)
                 continue;
-            int r = io_write_at(reset->fd, reset->path, from, length, bits->table[i] + (at - start),
-                                err);
+            int r = io_write_at(reset->fd, reset->path, piece, length,
+                                bits->table[i] + (at - start), err);
             if (r < 0)
                 return r;
-            memcpy(to, from, length);
+            memcpy(to, piece, length);
         }
-    }
-    return 0;
-}
-
-static int set_canaries(struct reset *reset, struct error *err)
-{
-    for (size_t b = 0; b < BITMAPS; b++) {
-        struct image_bitmap_bits *bits = reset->bits[b];
-        _cleanup_free_ uint64_t *superset = calloc(bits->word_count + 1, sizeof(*superset));
-        if (superset == NULL)
-            return error_oom(err);
-        for (size_t i = 0; i < bits->word_count; i++)
-            if ((bits->words[i] | reset->wanted[i]) != 0)
-                superset[i] = bits->words[i] | reset->wanted[i];
-        int r = write_bits(reset, bits, superset, err);
-        if (r < 0)
-            return r;
     }
     return 0;
 }
@@ -191,14 +185,17 @@ static int write_all(struct reset *reset,
                      const uint8_t generation[static IMAGE_BITMAP_GENERATION_SIZE],
                      struct error *err)
 {
-    int r = set_canaries(reset, err);
+    int r = 0;
+
+    for (size_t b = 0; r == 0 && b < BITMAPS; b++)
+        r = write_bits(reset, reset->bits[b], true, err);
     if (r == 0)
         r = io_write_at(reset->fd, reset->path, generation, IMAGE_BITMAP_GENERATION_SIZE,
                         reset->generation->table[0], err);
     if (r == 0 && fdatasync(reset->fd) < 0)
         r = error_set_errno(err, errno, "%s: cannot sync", reset->path);
     for (size_t b = 0; r == 0 && b < BITMAPS; b++)
-        r = write_bits(reset, reset->bits[b], reset->wanted, err);
+        r = write_bits(reset, reset->bits[b], false, err);
     return r;
 }
 
@@ -232,11 +229,6 @@ static int reset_locked(struct reset *reset,
         r = check_clusters(reset, err);
     if (r < 0)
         return r;
-    reset->wanted = calloc(reset->bits[0]->word_count + 1, sizeof(*reset->wanted));
-    if (reset->wanted == NULL)
-        return error_oom(err);
-    for (size_t i = 0; i < IMAGE_BITMAP_CANARIES; i++)
-        bitmap_set_bit(reset->wanted, reset->canaries[i]);
     return write_all(reset, generation, err);
 }
 

@@ -14,6 +14,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "common/bytes.h"
 #include "common/checked.h"
@@ -220,6 +222,16 @@ static int decode_table(struct image_bitmap_bits *bits, uint64_t cluster_size, u
     return 0;
 }
 
+/* Has the kernel make the memory that is going to be filled at once: page by page it takes longer
+ * than all else. Kernels before 5.14 do not know how. */
+static void populate(uint8_t *bytes, size_t length)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t start = (uintptr_t)bytes & ~(page - 1);
+
+    (void)madvise((void *)start, (uintptr_t)bytes + length - start, MADV_POPULATE_WRITE);
+}
+
 static int read_words(const struct image_file *file, struct image_bitmap_bits *bits,
                       struct error *err)
 {
@@ -230,6 +242,7 @@ static int read_words(const struct image_file *file, struct image_bitmap_bits *b
         if (bits->table[i] == BITMAP_ONES) {
             memset(bytes, 0xff, length);
         } else if (bits->table[i] != BITMAP_ZEROS) {
+            populate(bytes, length);
             int r = io_read_at(file->fd, file->path, bytes, length, bits->table[i], err);
             if (r < 0)
                 return r;
@@ -238,7 +251,13 @@ static int read_words(const struct image_file *file, struct image_bitmap_bits *b
     if (bits->count % BITMAP_WORD_BITS != 0)
         bits->words[bits->word_count - 1] &=
             htole64(((uint64_t)1 << bits->count % BITMAP_WORD_BITS) - 1);
-    bits->set_count = bitmap_count_set(bits);
+    bits->set_count = 0;
+    for (size_t i = 0; i < bits->table_entries; i++) {
+        size_t start = i * (size_t)(bits->cluster_bits / BITMAP_WORD_BITS);
+        size_t length = div_round_up(bitmap_entry_bytes(bits, i), sizeof(*bits->words));
+        if (bits->table[i] != BITMAP_ZEROS)
+            bits->set_count += bitmap_count_set(bits->words + start, length);
+    }
     return 0;
 }
 

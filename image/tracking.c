@@ -85,7 +85,7 @@ static void merge(struct image_bitmap_bits *bits, const struct image_bitmap_bits
     for (size_t i = 0; i < bits->word_count; i++)
         if (other->words[i] != 0)
             bits->words[i] |= other->words[i];
-    bits->set_count = bitmap_count_set(bits);
+    bits->set_count = bitmap_count_set(bits->words, bits->word_count);
 }
 
 int image_tracking_load(struct image *image, struct image_tracking **ret, struct error *err)
