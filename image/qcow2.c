@@ -225,6 +225,20 @@ static int fill_cluster(void *context, uint64_t descriptor, void *cluster, size_
                               length, cluster, size, err);
 }
 
+/* Puts it behind the file's name, with which the error begins. */
+static int add_disk_offset(const struct layer *layer, uint64_t offset, struct error *err)
+{
+    const char *path = layer_path(layer);
+    const size_t length = strlen(path);
+
+    if (err == NULL)
+        return -EIO;
+    const char *rest = error_message(err);
+    if (strncmp(rest, path, length) == 0 && strncmp(rest + length, ": ", 2) == 0)
+        rest += length + 2;
+    return error_set(err, err->code, "%s: disk offset 0x%" PRIx64 ": %s", path, offset, rest);
+}
+
 static int qcow2_read(struct layer *layer, const struct piece *piece, uint64_t offset, void *buffer,
                       size_t length, struct error *err)
 {
@@ -237,9 +251,7 @@ static int qcow2_read(struct layer *layer, const struct piece *piece, uint64_t o
     int r = cluster_cache_read(layer->image->cluster_cache, layer->depth, piece->descriptor,
                                (size_t)cluster_size, fill_cluster, layer,
                                (size_t)(offset & (cluster_size - 1)), buffer, length, err);
-    if (r < 0)
-        return error_prefix(err, "disk offset 0x%" PRIx64, offset);
-    return 0;
+    return r < 0 ? add_disk_offset(layer, offset, err) : 0;
 }
 
 static void qcow2_close(struct layer *layer)
