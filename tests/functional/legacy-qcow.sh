@@ -146,7 +146,7 @@ broken()
 {
     cp v1 bad
     patch bad "$2" "$3" "$4"
-    refused "$1" 1 "^qverity: bad: .*$5" "$QVERITY" map bad
+    refused "$1" 1 "^qverity: bad: .*$5" "$QVERITY" info bad
 }
 broken "cluster_bits too small" 32 B 8 'cluster_bits is 8, not 9 to 16'
 broken "cluster_bits too large" 32 B 17 'cluster_bits is 17, not 9 to 16'
@@ -181,7 +181,7 @@ cp v1 bad
 patch bad $at Q $((0x8010000000000000 + $(entry v1 $at)))
 refused "compressed data that are none" 1 'does not inflate to a cluster' "$QVERITY" read bad $disk 4096
 
-# A short file: each length is refused, or enough.
+# A short file: each length is refused.
 quiet qemu-img convert -f raw -O qcow b.raw small
 size=$(stat -c %s small)
 for length in 4 7 8 47 48 500 511 512 600 4096 8191 8192 $((size / 2)) $((size - 1)); do
@@ -189,7 +189,7 @@ for length in 4 7 8 47 48 500 511 512 600 4096 8191 8192 $((size / 2)) $((size -
     if [ $length -lt 4 ]; then
         continue
     fi
-    refused "truncated to $length bytes" 1 '^qverity: bad: ' "$QVERITY" map bad
+    refused "truncated to $length bytes" 1 '^qverity: bad: ' "$QVERITY" info bad
 done
 
 quiet qemu-img convert "${secret[@]}" -f raw -O qcow2 -o encrypt.format=aes,encrypt.key-secret=s0 a.raw aes2
@@ -199,7 +199,7 @@ broken_aes()
 {
     cp aes2 bad
     patch bad "$2" "$3" "$4"
-    refused "AES: $1" 1 "^qverity: bad: .*$5" "$QVERITY" map bad --password-file password
+    refused "AES: $1" 1 "^qverity: bad: .*$5" "$QVERITY" info bad --password-file password
 }
 broken_aes "a compressed cluster" $((l2 + 8)) Q 0x4000000000050000 'compressed'
 broken_aes "reserved bits of an L2 entry" $((l2 + 8)) Q 0x0100000000050000 'reserved'
