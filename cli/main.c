@@ -9,6 +9,7 @@
 
 #include "cli/options.h"
 #include "common/log.h"
+#include "common/sandbox.h"
 #include "common/sanitized.h"
 #include "common/text.h"
 
@@ -76,6 +77,13 @@ static int flush_stdout(int result)
     return result;
 }
 
+/* Means another file every time. */
+static bool is_descriptor_name(const char *path)
+{
+    return strcmp(path, "/dev/stdin") == 0 || strncmp(path, "/dev/fd/", 8) == 0 ||
+           (strncmp(path, "/proc/", 6) == 0 && strstr(path, "/fd/") != NULL);
+}
+
 static int run_command(const struct cli_command *command, int argc, char **argv,
                        struct cli_options *options)
 {
@@ -97,6 +105,11 @@ static int run_command(const struct cli_command *command, int argc, char **argv,
         return report(&err, command);
     apply_verbosity(options);
     options->no_tree |= (command->groups & CLI_KEEP) == 0;
+    for (int i = 0; i < count && !options->no_tree && options->keep.path == NULL; i++)
+        if (is_descriptor_name(operands[i])) {
+            log_info("%s: no tree file is kept beside a descriptor", operands[i]);
+            options->no_tree = true;
+        }
     options->confine = (command->groups & CLI_SANDBOX) != 0 && !options->no_sandbox;
     options->hashes = (command->groups & CLI_TREE) != 0;
     options->bytes = (command->groups & CLI_BYTES) != 0;
@@ -239,6 +252,7 @@ int main(int argc, char **argv)
 {
     int status = run(argc, argv);
 
+    sandbox_leave();
     if (SANITIZED)
         return status;
     /* Nobody needs what libraries put in order now; it takes as long as some commands. */

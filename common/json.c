@@ -76,8 +76,8 @@ size_t json_stdout_flags(void)
 
 int json_print(const json_t *json, struct error *err)
 {
-    if (json_dumpf(json, stdout, JSON_INDENT(2) | json_stdout_flags()) != 0 ||
-        putchar('\n') == EOF || fflush(stdout) == EOF)
-        return error_set_errno(err, errno != 0 ? errno : EIO, "standard output: cannot write");
-    return 0;
+    int r = json_dumpf(json, stdout, JSON_INDENT(2) | json_stdout_flags());
+
+    (void)putchar('\n');
+    return r != 0 && ferror(stdout) == 0 ? error_oom(err) : 0;
 }

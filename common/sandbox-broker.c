@@ -129,16 +129,24 @@ static int read_path(const struct broker *b, uint64_t address, char path[static 
     return -ENAMETOOLONG;
 }
 
-/* The number in "/proc/self/fd/NUMBER", or -1. */
+/* The number of the worker's descriptor that has this name, "/proc/self/fd/NUMBER" or another; or
+ * -1. In the broker the same name would be one of its own. */
 static int own_descriptor(const char *path)
 {
-    static const char prefix[] = "/proc/self/fd/";
-    const char *digits = path + sizeof(prefix) - 1;
+    static const char *const standard[] = {"/dev/stdin", "/dev/stdout", "/dev/stderr"};
+    static const char *const prefixes[] = {"/proc/self/fd/", "/dev/fd/"};
 
-    if (strncmp(path, prefix, sizeof(prefix) - 1) != 0 || *digits == '\0' || strlen(digits) > 9 ||
-        strspn(digits, "0123456789") != strlen(digits))
-        return -1;
-    return atoi(digits);
+    for (int i = 0; i < 3; i++)
+        if (strcmp(path, standard[i]) == 0)
+            return i;
+    for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++) {
+        const size_t length = strlen(prefixes[i]);
+        const char *digits = path + length;
+        if (strncmp(path, prefixes[i], length) == 0 && *digits != '\0' && strlen(digits) <= 9 &&
+            strspn(digits, "0123456789") == strlen(digits))
+            return atoi(digits);
+    }
+    return -1;
 }
 
 /* --- openat --- */
@@ -147,8 +155,9 @@ static int own_descriptor(const char *path)
     (O_ACCMODE | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_CREAT | O_EXCL | O_DIRECT | O_NOFOLLOW | \
      O_TMPFILE | O_LARGEFILE | O_DIRECTORY)
 
-/* Something that the process has open already, once more, for no more than it has it. */
-static int open_again(const struct broker *b, int fd, int flags)
+/* Something that the process has open already, once more, for no more than it has it. What is
+ * `listed` it was told to open by this name. */
+static int open_again(const struct broker *b, int fd, bool listed, int flags)
 {
     int access = flags & O_ACCMODE;
     struct stat st, link;
@@ -159,10 +168,14 @@ static int open_again(const struct broker *b, int fd, int flags)
     if (fstatat(b->descriptors, name, &st, 0) < 0 ||
         fstatat(b->descriptors, name, &link, AT_SYMLINK_NOFOLLOW) < 0)
         return -errno;
-    if ((flags & (O_CREAT | O_TMPFILE)) != 0 || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) ||
-        (access != O_WRONLY && (link.st_mode & S_IRUSR) == 0) ||
-        (access != O_RDONLY && (link.st_mode & S_IWUSR) == 0))
+    if (listed && (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL))
+        return -EEXIST;
+    if ((flags & (O_CREAT | O_TMPFILE)) != 0 ||
+        (!listed && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
         return REFUSED;
+    if ((access != O_WRONLY && (link.st_mode & S_IRUSR) == 0) ||
+        (access != O_RDONLY && (link.st_mode & S_IWUSR) == 0))
+        return listed ? -EACCES : REFUSED;
     int opened = openat(b->descriptors, name, flags | O_CLOEXEC);
     return opened < 0 ? -errno : opened;
 }
@@ -236,7 +249,7 @@ static int broker_open(const struct broker *b, const char *path, int flags, mode
     if ((flags & ~OPEN_FLAGS) != 0)
         return REFUSED;
     if (fd >= 0)
-        return open_again(b, fd, flags);
+        return open_again(b, fd, find_file(b, path) != NULL, flags);
     if (!may_open(b, path, flags))
         return open_by_magic(b, path, flags);
     fd = open(path, flags | O_CLOEXEC, mode & 0777);

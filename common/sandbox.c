@@ -25,6 +25,10 @@
 
 static bool active;
 
+/* Of a confined process. */
+static pid_t broker_pid;
+static int broker_socket;
+
 bool sandbox_active(void)
 {
     return active;
@@ -299,8 +303,18 @@ int sandbox_enter(const struct sandbox *sandbox, struct error *err)
     r = confine(socket, &filter, err);
     if (r < 0)
         return r;
-    /* That it is closed, when we end, tells the broker. */
-    (void)take_fd(&socket);
+    /* That it is closed, also when we are killed, tells the broker. */
+    broker_socket = take_fd(&socket);
+    broker_pid = broker;
     active = true;
     return 1;
+}
+
+void sandbox_leave(void)
+{
+    if (!active)
+        return;
+    cleanup_close(&broker_socket);
+    while (waitpid(broker_pid, NULL, 0) < 0 && errno == EINTR)
+        ;
 }

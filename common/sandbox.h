@@ -67,5 +67,9 @@ struct sandbox {
  */
 int sandbox_enter(const struct sandbox *sandbox, struct error *err);
 
+/* Ends the broker of a confined process that is about to end, so that nobody else has to wait for
+ * it. */
+void sandbox_leave(void);
+
 /* Whether the process is confined. */
 bool sandbox_active(void);

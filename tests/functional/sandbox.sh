@@ -125,6 +125,40 @@ calm "update" update -p disk image.qcow2
 calm "verify" verify -p disk --root-hash "$expected" --hash-device hash.img image.qcow2
 calm "ls" ls -lR fs.qcow2:/
 
+# --- Names of descriptors are the process's own ---
+
+"$QVERITY" hash -q -p disk --no-tree --write /dev/stdout image.qcow2 >stdout.img 2>err
+"$QVERITY" hash -q -p disk --no-tree --no-sandbox --write /dev/stdout image.qcow2 >stdout.plain
+same "hash --write /dev/stdout" stdout.img stdout.plain
+same "which has the hash device, behind what is printed" <(tail -c +4097 stdout.img) <(tail -c +4097 calm.img)
+"$QVERITY" hash -q -p disk --no-tree --write /dev/fd/7 image.qcow2 7>fd.img >/dev/null 2>>err
+same "hash --write /dev/fd/7" fd.img calm.img
+for name in /dev/stdin /dev/fd/8 /proc/self/fd/8; do
+    "$QVERITY" verify -q -p disk --root-hash "$expected" --hash-device $name image.qcow2 <calm.img 8<calm.img >/dev/null 2>>err
+    is "verify --hash-device $name" $? 0
+done
+is "nobody is told of an attack" "$(cat err)" ""
+refused "for no more than they are open for" 1 '/dev/fd/7.*: Permission denied' bash -c \
+    'exec "$0" hash -q -p disk --no-tree --write /dev/fd/7 image.qcow2 7<calm.img' "$QVERITY"
+refused "and only if they are open" 1 '/proc/self/fd/99.*No such file' \
+    "$QVERITY" hash -q -p disk --no-tree --write /proc/self/fd/99 image.qcow2
+"$QVERITY" hash -q -p disk /dev/fd/7 7<image.qcow2 >out
+is "no tree file is kept beside a descriptor" "$(root_in out) $(ls /dev/fd/*.qvtree /dev/*.qvtree 2>/dev/null)" "$expected "
+
+# --- No process is left to others ---
+
+# As the first process of a container would have them to wait for.
+is "none is left to wait for" "$(python3 - "$QVERITY" hash -q -p disk --no-tree image.qcow2 <<'PYTHON'
+import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+try:
+    print(os.waitpid(-1, 0))
+except ChildProcessError:
+    print("none")
+PYTHON
+)" none
+
 # --- A mount ---
 
 # In the foreground, so that there is a place to tell
