@@ -79,5 +79,6 @@ int json_print(const json_t *json, struct error *err)
     int r = json_dumpf(json, stdout, JSON_INDENT(2) | json_stdout_flags());
 
     (void)putchar('\n');
+    (void)fflush(stdout);
     return r != 0 && ferror(stdout) == 0 ? error_oom(err) : 0;
 }

@@ -33,5 +33,5 @@ int json_put_text(json_t *object, const char *key, const char *hex_key, const ch
 size_t json_stdout_flags(void);
 
 /* Writes `json` and a newline to stdout, indented, keys in the order they were put. That stdout
- * cannot be written to is left to who flushes it. */
+ * cannot be written to is left to who flushes it in the end. */
 int json_print(const json_t *json, struct error *err);

@@ -13,7 +13,8 @@
 #   - one step is added, which plants words in logs, histories and files that are deleted.
 #
 # The build is killed in three of its steps and begun again; with QVERITY_TEST_LONG=1, in all of them. Another one, which
-# nobody kills, runs meanwhile: in the end both images have the same content.
+# nobody kills, runs meanwhile: in the end both images have the same content. With QVERITY_TEST_SAMPLE there is none, and
+# it takes ten minutes.
 . "$(dirname "$0")/../functional/lib.sh"
 . "$top/tests/guest/guest.sh"
 . "$top/tests/guest/installer.sh"
@@ -120,7 +121,7 @@ build_killed()
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
     is "the build is killed in step $1" $? 137
-    t_pids=("$whole")
+    t_pids=($whole)
     until_true 60 no_guests
     is "and leaves no guest" "$(guests)" ''
     [ $t_failed -eq 0 ] || give_up
@@ -136,9 +137,12 @@ give_up()
 
 # --- From nothing to an image that is not yet sealed ---
 
-"$QVERITY" build --accel tcg --work whole blyss.yaml >whole.out 2>whole.err </dev/null &
-whole=$!
-t_kill_later $whole
+whole=
+if [ -z "${QVERITY_TEST_SAMPLE:-}" ]; then
+    "$QVERITY" build --accel tcg --work whole blyss.yaml >whole.out 2>whole.err </dev/null &
+    whole=$!
+    t_kill_later $whole
+fi
 kills=(2 6 15)
 [ -z "${QVERITY_TEST_LONG:-}" ] || kills=({2..16})
 last=$(grep -n 'shutdown' <(grep '^  - ' blyss.yaml) | tail -n 1 | cut -d : -f 1)
@@ -184,23 +188,26 @@ is "the setup script was run" "$(cat nvidia-ctk-was-here)" 'runtime configure --
 
 # --- The same content as that of the build that nobody killed ---
 
-# contents IMAGE: a line for each file: what it is, whose, and what it holds. Times are those of the build.
+# contents IMAGE: a line for each file: what it is, whose, and what it holds. Times are those of the build; and the boot
+# loader's own file has the places of its blocks in it.
 contents()
 {
     "$QVERITY" ls -lR --json "$1:/" | jq -r '.entries[] | [.path, .type, .permissions, .uid, .gid, .links,
         if .type == "directory" then "-" else .size end, .target // "-"] | map(tostring) | join("\t")' | sort
     rm -rf copy
     "$QVERITY" cp -qr "$1:/" copy 2>/dev/null
-    (cd copy && find . -type f -print0 | sort -z | xargs -0 sha256sum)
+    (cd copy && find . -type f ! -path ./boot/extlinux/ldlinux.sys -print0 | sort -z | xargs -0 sha256sum)
 }
-wait $whole
-is "the build that nobody killed ends well, too" $? 0
-t_pids=()
-contents work/disk.qcow2 >contents
-contents whole/disk.qcow2 >contents.whole
-ok "thousands of files are compared" [ "$(wc -l <contents)" -gt 10000 ]
-same "both images have the same content" contents contents.whole
-[ $t_failed -eq 0 ] || note "$(diff contents contents.whole | head -n 60)"
+if [ -n "$whole" ]; then
+    wait $whole
+    is "the build that nobody killed ends well, too" $? 0
+    t_pids=()
+    contents work/disk.qcow2 >contents
+    contents whole/disk.qcow2 >contents.whole
+    ok "thousands of files are compared" [ "$(wc -l <contents)" -gt 10000 ]
+    same "both images have the same content" contents contents.whole
+    [ $t_failed -eq 0 ] || note "$(diff contents contents.whole | head -n 60)"
+fi
 
 # --- Booted ---
 
