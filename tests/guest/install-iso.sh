@@ -121,7 +121,7 @@ build_killed()
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
     is "the build is killed in step $1" $? 137
-    t_pids=($whole)
+    t_pids=(${whole:+"$whole"})
     until_true 60 no_guests
     is "and leaves no guest" "$(guests)" ''
     [ $t_failed -eq 0 ] || give_up
