@@ -132,6 +132,6 @@ print(1 <= len(clusters) <= 2)
 print(bad(0, len(good), 1 << 20) == sorted({offset >> 20 << 20 for offset in clusters}))
 END_PYTHON
 is "a place that cannot be read fails requests for its clusters, and no others" "$(cat bad)" $'True\nTrue'
-like "the log names it" "$(tail -n 1 log)" "image: cannot read at offset [0-9]+: Input/output error"
+like "the log names it" "$(tail -n 1 log)" "image: disk offset 0x[0-9a-f]+: cannot read at offset [0-9]+: Input/output error"
 leave
 finish
