@@ -26,10 +26,11 @@ guest_need_image()
     fi
 }
 
-# Prints the kernel command line that `qverity boot` uses by default, without dm-mod.create, and $*.
+# Prints the kernel command line that `qverity boot` uses by default, without dm-mod.create, and $*; and no_timer_check,
+# as kernels panic where a busy machine's emulated timer is late.
 guest_append()
 {
-    echo "systemd.mask=ssh.service fsck.mode=skip ro console=ttyS0 overlayroot=tmpfs root=/dev/dm-0 rootflags=noload $*"
+    echo "no_timer_check systemd.mask=ssh.service fsck.mode=skip ro console=ttyS0 overlayroot=tmpfs root=/dev/dm-0 rootflags=noload $*"
 }
 
 # guest_argv DISK HASH: sets `argv` to QEMU's arguments for booting the demo image verified, with these two
@@ -45,6 +46,7 @@ guest_argv()
         case ${argv[i]} in
         file=*/disk,*) argv[i]="file=$1,${argv[i]#*/disk,}" ;;
         file=*/hash,*) argv[i]="file=$2,${argv[i]#*/hash,}" ;;
+        -append) argv[i + 1]+=" no_timer_check" ;;
         esac
     done
 }

@@ -212,7 +212,7 @@ fi
 # --- Booted ---
 
 "$QVERITY" boot work/disk.qcow2 --accel tcg --kernel work/vmlinuz --initrd work/initrd.img --memory 1G \
-    --append "$(guest_append no_timer_check) blyss_shim_docker_img=\"shim:1\" blyss_docker_img=\"app:7 x\"" \
+    --append "$(guest_append) blyss_shim_docker_img=\"shim:1\" blyss_docker_img=\"app:7 x\"" \
     --until 'docker run.*app:7' --timeout $((900 * patience)) --console console >stdout 2>stderr </dev/null
 is "the guest boots on dm-verity and runs what its command line says" $? 0
 like "its kernel verifies what it reads" "$(cat console)" 'qverity: dm-verity is up: dmverity'
