@@ -10,8 +10,9 @@
 
 struct facts {
     struct image *image;
-    struct partition_table *table;
-    const struct partition *data; /* the data partition, or NULL */
+    struct partition_table *table; /* NULL: it could not be read, or cannot be; */
+    struct error table_error;      /* then this says why */
+    const struct partition *data;  /* the data partition, or NULL */
     uint64_t zero_bytes;          /* known to be zeros without reading */
     uint64_t compressed_bytes;    /* in compressed clusters */
     struct hashtree_file_info tree;
@@ -20,6 +21,7 @@ struct facts {
 static void facts_clear(struct facts *facts)
 {
     hashtree_file_info_clear(&facts->tree);
+    error_clear(&facts->table_error);
     partition_table_free(facts->table);
     image_close(facts->image);
 }
@@ -43,6 +45,22 @@ static int count_bytes(struct facts *facts, struct error *err)
     return 0;
 }
 
+/* The partitions are some facts of many: whoever asks what is wrong with an image wants the others,
+ * too. */
+static int find_partitions(struct facts *facts, struct error *err)
+{
+    int r = partition_table_read(facts->image, &facts->table, &facts->table_error);
+
+    if (r == -ENOMEM) {
+        error_move(err, &facts->table_error);
+        return r;
+    }
+    /* Many an image has none that holds the data. */
+    if (r >= 0 && partition_find(facts->table, NULL, &facts->data, NULL) < 0)
+        facts->data = NULL;
+    return 0;
+}
+
 static int facts_gather(const char *path, const struct cli_options *options, struct facts *facts,
                         struct error *err)
 {
@@ -55,19 +73,13 @@ static int facts_gather(const char *path, const struct cli_options *options, str
     if (r >= 0)
         r = cli_confine(&all, &facts->image, 1, NULL, err);
     if (r >= 0)
-        r = partition_table_read(facts->image, &facts->table, err);
+        r = find_partitions(facts, err);
     if (r >= 0)
         r = count_bytes(facts, err);
     if (r < 0)
         return r;
     const struct hashtree_file_options keep = {.snapshot = options->image.snapshot};
-    r = hashtree_file_info(facts->image, &keep, &facts->tree, err);
-    if (r < 0)
-        return r;
-    /* Many an image has none. */
-    if (partition_find(facts->table, NULL, &facts->data, NULL) < 0)
-        facts->data = NULL;
-    return 0;
+    return hashtree_file_info(facts->image, &keep, &facts->tree, err);
 }
 
 /* --- JSON --- */
@@ -227,11 +239,23 @@ static void fill_tree(struct object *object, const struct hashtree_file_info *tr
     put(object, "disk_usage", number(tree->usage));
 }
 
+static void put_partitions(struct object *object, const struct facts *facts)
+{
+    static const struct partition unknown;
+    const struct partition_table *table = facts->table;
+
+    put_content(object, table != NULL ? &table->disk : &unknown);
+    put(object, "partition_table", json_text(table != NULL ? table->type : NULL));
+    put(object, "partition_table_uuid", json_text(table != NULL ? table->uuid : NULL));
+    put(object, "sector_size", table != NULL ? number(table->sector_size) : json_null());
+    put(object, "partitions",
+        table != NULL ? make_array(table->count, fill_partition, facts, object->err) : json_null());
+}
+
 static int print_json(const struct facts *facts, struct error *err)
 {
     _cleanup_json_ json_t *json = json_object();
     struct object object = {.json = json, .err = err};
-    const struct partition_table *table = facts->table;
 
     if (json == NULL)
         return error_oom(err);
@@ -242,11 +266,7 @@ static int print_json(const struct facts *facts, struct error *err)
     put(&object, "zero_bytes", number(facts->zero_bytes));
     put(&object, "backing_chain",
         make_array(chain_length(facts) - 1, fill_backing, facts->image, err));
-    put_content(&object, &table->disk);
-    put(&object, "partition_table", json_text(table->type));
-    put(&object, "partition_table_uuid", json_text(table->uuid));
-    put(&object, "sector_size", number(table->sector_size));
-    put(&object, "partitions", make_array(table->count, fill_partition, facts, err));
+    put_partitions(&object, facts);
     struct object tree = {.json = json_object(), .err = err};
     if (tree.json == NULL)
         return error_oom(err);
@@ -431,6 +451,10 @@ static void print_partitions(const struct facts *facts)
 {
     const struct partition_table *table = facts->table;
 
+    if (table == NULL) {
+        print_line("Partition table:", "unknown");
+        return;
+    }
     if (table->type == NULL) {
         print_line("Partition table:", "none");
         print_line("File system:", table->disk.fs_type);
@@ -513,9 +537,14 @@ static int info_run(const struct cli_options *options, int argc, char **argv, vo
     if (r < 0)
         return r;
     if (options->json)
-        return print_json(&facts, err);
-    print_table(&facts);
-    return 0;
+        r = print_json(&facts, err);
+    else
+        print_table(&facts);
+    if (r >= 0 && facts.table == NULL) {
+        error_move(err, &facts.table_error);
+        return err->code > 0 ? -err->code : -EIO;
+    }
+    return r;
 }
 
 const struct cli_command cmd_info = {
@@ -525,7 +554,8 @@ const struct cli_command cmd_info = {
     .details =
         "Allocated are the bytes that have to be read to know them; the rest, zeros, is not\n"
         "allocated, flagged as zeros, or a hole of the host file. An asterisk marks the data\n"
-        "partition: the largest one with a Linux file system.",
+        "partition: the largest one with a Linux file system. Where the partition table cannot be\n"
+        "read, or cannot be, everything else is told, then why, and the exit status is 1.",
     .groups = CLI_IMAGE | CLI_JSON | CLI_SANDBOX,
     .operands_min = 1,
     .operands_max = 1,

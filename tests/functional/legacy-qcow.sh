@@ -199,7 +199,7 @@ broken_aes()
 {
     cp aes2 bad
     patch bad "$2" "$3" "$4"
-    refused "AES: $1" 1 "^qverity: bad: .*$5" "$QVERITY" info bad --password-file password
+    refused "AES: $1" 1 "^qverity: bad: .*$5" "$QVERITY" map -p 1 bad --password-file password
 }
 broken_aes "a compressed cluster" $((l2 + 8)) Q 0x4000000000050000 'compressed'
 broken_aes "reserved bits of an L2 entry" $((l2 + 8)) Q 0x0100000000050000 'reserved'

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 
 PATH=$PATH:/usr/sbin:/sbin
-require sfdisk sgdisk qemu-img python3 mkfs.ext4 mkswap mkfs.vfat
+require jq sfdisk sgdisk qemu-img python3 mkfs.ext4 mkswap mkfs.vfat
 
 quiet()
 {
@@ -108,6 +108,19 @@ refused "an ambiguous label" 1 "'the system' means partition 3 as well as 4" "$Q
 quiet sgdisk -c 4:1 twice.img
 is "a number before a label" "$("$QVERITY" map twice.img -p 1 | tail -1 | awk '{ print $1 + $2 }')" $((8 * M))
 
+# wrong_table DESCRIPTION REGEX: of bad.img, info tells all but the partitions, then why not these, and fails
+wrong_table()
+{
+    "$QVERITY" info bad.img >out 2>err
+    is "$1: info fails" $? 1
+    like "$1: tells why" "$(grep -v '^qverity: warning: ' err)" "^qverity: bad.img: .*$2"
+    like "$1: tells the rest" "$(tr '\n' ' ' <out)" '^Image: .* Virtual size: .* Zeros: .* Partition table: +unknown $'
+    "$QVERITY" info --json bad.img >out 2>err
+    is "$1: JSON: info fails" $? 1
+    is "$1: JSON: null" "$(jq -c '[.format, .partition_table, .partitions, .sector_size, .filesystem]' out)" \
+        '["raw",null,null,null,null]'
+}
+
 # --- Damaged GPTs ---
 
 cp gpt.img bad.img
@@ -126,17 +139,16 @@ like "primary entries with a wrong checksum: a warning" "$("$QVERITY" info bad.i
     'warning: .*primary header is damaged \(wrong checksum of the entries\)'
 is "and the backup's list" "$(partitions bad.img)" "$(partitions gpt.img)"
 patch bad.img $((160 * M - 512)) 00
-refused "both headers damaged" 1 \
-    'bad.img: the GPT is damaged: primary header at byte 512: wrong checksum of the entries; backup at byte 167771648: no signature' \
-    "$QVERITY" info bad.img
+wrong_table "both headers damaged" \
+    'the GPT is damaged: primary header at byte 512: wrong checksum of the entries; backup at byte 167771648: no signature'
 cp gpt.img bad.img
 truncate -s 200M bad.img
 is "a disk that grew: the primary header is enough" "$(partitions bad.img)" "$(partitions gpt.img)"
 is "and no word about it" "$("$QVERITY" info bad.img 2>&1 >/dev/null)" ""
 cp gpt.img bad.img
 truncate -s 100M bad.img
-refused "a disk that shrank: names what is outside" 1 \
-    'bad.img: partition 4 \(bytes 76546048 to 110100480\) does not lie within the disk of 104857600 bytes' "$QVERITY" info bad.img
+wrong_table "a disk that shrank: names what is outside" \
+    'partition 4 \(bytes 76546048 to 110100480\) does not lie within the disk of 104857600 bytes'
 "$QVERITY" read bad.img -p disk 99M 1M >out 2>err
 is "the disk as a whole is there" "$?" 0
 same "with its bytes" out <(tail -c 1M bad.img)
@@ -164,8 +176,8 @@ if printf 'label: gpt\nsize=8M, name=one\nsize=16M, name=two\n' | sfdisk --secto
     is "told by info" "$("$QVERITY" info --json 4k.img | grep -o '"sector_size": [0-9]*')" '"sector_size": 4096'
     cp 4k.img bad.img
     truncate -s 20M bad.img
-    refused "sectors of 4096 bytes: outside the disk" 1 \
-        'partition 2 \(bytes 9437184 to 26214400\) does not lie within the disk of 20971520 bytes' "$QVERITY" info bad.img
+    wrong_table "sectors of 4096 bytes: outside the disk" \
+        'partition 2 \(bytes 9437184 to 26214400\) does not lie within the disk of 20971520 bytes'
 else
     note "sfdisk has no --sector-size"
 fi
@@ -214,25 +226,27 @@ le32()
 }
 cp mbr.img bad.img
 patch bad.img $((446 + 32 + 12)) "$(le32 262145)"
-refused "MBR: a primary partition outside the disk" 1 \
-    'bad.img: partition 3 \(bytes 62914560 to 197132800\) does not lie within the disk of 167772160 bytes' "$QVERITY" info bad.img
+wrong_table "MBR: a primary partition outside the disk" \
+    'partition 3 \(bytes 62914560 to 197132800\) does not lie within the disk of 167772160 bytes'
 cp mbr.img bad.img
 patch bad.img $((446 + 16 + 12)) "$(le32 4294967295)"
-refused "MBR: an extended partition outside the disk" 1 'partition 2 \(bytes 10485760 to 2199033740800\) does not lie' "$QVERITY" info bad.img
+wrong_table "MBR: an extended partition outside the disk" \
+    'partition 2 \(bytes 10485760 to 2199033740800\) does not lie'
 cp mbr.img bad.img
 patch bad.img $((ebr6 * 512 + 446 + 12)) "$(le32 4000000)"
-refused "MBR: a logical partition outside the disk" 1 'logical partition 6 \(bytes 23068672 to 2071068672\) does not lie' "$QVERITY" info bad.img
+wrong_table "MBR: a logical partition outside the disk" \
+    'logical partition 6 \(bytes 23068672 to 2071068672\) does not lie'
 cp mbr.img bad.img
 patch bad.img $((ebr6 * 512 + 446 + 8)) "$(le32 4294960000)"
-refused "MBR: a logical partition that would wrap at 32 bits" 1 'logical partition 6 .* does not lie' "$QVERITY" info bad.img
+wrong_table "MBR: a logical partition that would wrap at 32 bits" 'logical partition 6 .* does not lie'
 cp mbr.img bad.img
 patch bad.img $((ebr5 * 512 + 446 + 16 + 8)) "$(le32 900000)"
-refused "MBR: a table of logical partitions outside the disk" 1 'the table of logical partition 6, at byte 471285760, does not lie' \
-    "$QVERITY" info bad.img
+wrong_table "MBR: a table of logical partitions outside the disk" \
+    'the table of logical partition 6, at byte 471285760, does not lie'
 cp mbr.img bad.img
 patch bad.img $((ebr6 * 512 + 446 + 16 + 8)) "$(le32 0)"
-refused "MBR: tables of logical partitions that form a loop" 1 'the tables of the logical partitions form a loop at byte 10485760' \
-    "$QVERITY" info bad.img
+wrong_table "MBR: tables of logical partitions that form a loop" \
+    'the tables of the logical partitions form a loop at byte 10485760'
 
 # Many logical partitions.
 truncate -s 130M many.img

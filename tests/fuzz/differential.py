@@ -293,15 +293,25 @@ class Comparison:
     def count(self, what):
         self.counts[what] += 1
 
+    def info(self):
+        """What info tells, also if it says why there is nothing about partitions; or None and the message."""
+        ended, text, errors = self.runner.run([self.runner.args.qverity, "info", "--json", *self.options, self.image])
+        self.runner.check("info", ended, errors)
+        info = json.loads(text) if text else None
+        if info is not None and (ended.code == 1) != (info["partitions"] is None):
+            raise Wrong(f"info: exit {ended.code}, and partitions {info['partitions']}")
+        return info, message_of(errors)
+
     def ours(self):
         """Size, extents and bytes, as qverity has them, or the message."""
-        text, message = self.runner.qverity("info", "--json", *self.options, self.image)
-        info = json.loads(text) if text is not None else None
+        info, message = self.info()
         text, map_message = self.runner.qverity("map", "--json", *self.options, self.image)
         if (text is None) != (info is None):
             raise Wrong(f"info says {message}, and map {map_message}")
         if text is None:
             return None, None, map_message
+        if info["partitions"] is None:
+            self.count("no partitions are told: " + re.sub(r"0x[0-9a-f]+|[0-9]+", "N", message.split(": ")[-1])[:120])
         extents = json.loads(text)
         size = info["disk_size"]
         at = 0
