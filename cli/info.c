@@ -13,8 +13,8 @@ struct facts {
     struct partition_table *table; /* NULL: it could not be read, or cannot be; */
     struct error table_error;      /* then this says why */
     const struct partition *data;  /* the data partition, or NULL */
-    uint64_t zero_bytes;          /* known to be zeros without reading */
-    uint64_t compressed_bytes;    /* in compressed clusters */
+    uint64_t zero_bytes;           /* known to be zeros without reading */
+    uint64_t compressed_bytes;     /* in compressed clusters */
     struct hashtree_file_info tree;
 };
 

@@ -3,12 +3,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "cli/measure_identity.h"
 #include "common/io.h"
+#include "common/openssl.h"
 #include "common/log.h"
 #include "common/units.h"
 
@@ -337,8 +337,12 @@ static int print_digest(const struct cli_options *options, const struct measure 
             r = json_put(result->object, "steps", TAKE_PTR(result->steps), err);
         return r < 0 ? r : json_print(result->object, err);
     }
-    if (measure->base64)
-        EVP_EncodeBlock((unsigned char *)text, bytes, (int)size);
+    if (measure->base64) {
+        int r = libcrypto_load(err);
+        if (r < 0)
+            return r;
+        libcrypto.EVP_EncodeBlock((unsigned char *)text, bytes, (int)size);
+    }
     if (result->out != NULL) {
         if (fflush(result->out) == EOF)
             return error_oom(err);

@@ -3,7 +3,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <openssl/sha.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +15,7 @@
 /*
  * For SHA-256 a hasher has a plan of kernels (sha256.h) that takes most blocks: all, where the CPU
  * has the SHA extensions, else all but one or two at the end of a call. Unless the plan takes all
- * it has the EVP way, too, which takes OpenSSL a millisecond to set up.
+ * it has the EVP way, too, which takes some milliseconds to load and set up.
  */
 struct hasher {
     size_t digest_size;
@@ -137,7 +136,7 @@ static pthread_once_t checksum_once = PTHREAD_ONCE_INIT;
 static void choose_checksum_plan(void)
 {
     if (choose_plan(&checksum_plan, NULL) < 0 || !takes_all(&checksum_plan))
-        checksum_plan = (struct sha256_plan){0};
+        checksum_plan = (struct sha256_plan){.steps = {{sha256_portable_1, 1, 1}}, .n_steps = 1};
 }
 
 void sha256_checksum(const void *data, size_t size, uint8_t digest[static SHA256_CHECKSUM_SIZE])
@@ -145,10 +144,6 @@ void sha256_checksum(const void *data, size_t size, uint8_t digest[static SHA256
     struct sha256_salt salt;
 
     pthread_once(&checksum_once, choose_checksum_plan);
-    if (checksum_plan.n_steps == 0) {
-        SHA256(data, size, digest);
-        return;
-    }
     sha256_salt_init(&checksum_plan, HASHER_SALT_FIRST, NULL, 0, &salt);
     size_t done = sha256_hash_blocks(&checksum_plan, &salt, data, size, 1, digest, SHA256_DIGEST);
     assert(done == 1);

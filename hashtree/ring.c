@@ -9,10 +9,10 @@
  */
 #include <errno.h>
 #include <liburing.h>
-#include <openssl/crypto.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "common/openssl.h"
 #include "common/sandbox.h"
 #include "hashtree/internal.h"
 
@@ -57,8 +57,7 @@ static void make_rings(unsigned threads)
     }
 }
 
-/* OpenSSL and libcryptsetup load providers of digests from files. What OpenSSL's configuration
- * could change is nothing that a confined process needs. */
+/* They are loaded from files, and load providers of digests from others. */
 static void load_libraries(const char *digest, bool superblock)
 {
     _cleanup_(hasher_free_cleanup) struct hasher *hasher = NULL;
@@ -66,7 +65,7 @@ static void load_libraries(const char *digest, bool superblock)
     uint8_t bytes[VERITY_SUPERBLOCK_SIZE];
     size_t size;
 
-    (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, NULL);
+    libcrypto_skip_config();
     verity_params_init(&params);
     (void)hasher_new(digest != NULL ? digest : params.hash_name, HASHER_SALT_FIRST, NULL, 0,
                      &hasher, NULL);

@@ -41,6 +41,7 @@ sha256_compress sha256_avx2_8;
 sha256_compress sha256_shani_4;
 sha256_compress sha256_shani_2;
 sha256_compress sha256_shani_1;
+sha256_compress sha256_portable_1; /* for checksums only */
 
 /* What a CPU, and the operating system by saving its registers, offers. */
 enum {

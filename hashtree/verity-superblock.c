@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libcryptsetup.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -24,6 +23,7 @@
 
 #include "common/checked.h"
 #include "common/io.h"
+#include "hashtree/cryptsetup.h"
 
 static pthread_mutex_t library_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -44,7 +44,7 @@ struct context {
 static void context_done(struct context *context)
 {
     if (context->device != NULL)
-        crypt_free(context->device);
+        libcryptsetup.crypt_free(context->device);
     context->device = NULL;
 }
 DEFINE_CLEANUP_INPLACE(struct context, context_done);
@@ -96,12 +96,15 @@ static int open_device(struct context *context, int fd, struct error *err)
 {
     char path[FD_PATH_SIZE];
 
+    int r = libcryptsetup_load(err);
+    if (r < 0)
+        return r;
     /* Until there is a device its messages go to the global callback, which by default prints. */
-    crypt_set_log_callback(NULL, drop_message, NULL);
-    int r = crypt_init(&context->device, fd_path(fd, path));
+    libcryptsetup.crypt_set_log_callback(NULL, drop_message, NULL);
+    r = libcryptsetup.crypt_init(&context->device, fd_path(fd, path));
     if (r < 0)
         return error_set_errno(err, -r, "libcryptsetup: cannot open %s", path);
-    crypt_set_log_callback(context->device, keep_message, context);
+    libcryptsetup.crypt_set_log_callback(context->device, keep_message, context);
     return 0;
 }
 
@@ -144,7 +147,8 @@ int verity_superblock_format(const struct verity_params *params, uint8_t *superb
         .hash_block_size = params->hash_block_size,
         .data_size = params->data_blocks,
     };
-    r = crypt_format(context.device, CRYPT_VERITY, NULL, NULL, uuid, NULL, 0, &verity);
+    r = libcryptsetup.crypt_format(context.device, CRYPT_VERITY, NULL, NULL, uuid, NULL, 0,
+                                   &verity);
     if (r < 0) {
         library_error(&context, r, err);
         return error_prefix(err, "cannot make the superblock");
@@ -158,7 +162,7 @@ static int params_from_library(struct context *context, uint64_t hash_offset,
     struct crypt_params_verity verity = {0};
     struct verity_params params = {.hash_offset = hash_offset, .superblock = true};
 
-    int r = crypt_get_verity_info(context->device, &verity);
+    int r = libcryptsetup.crypt_get_verity_info(context->device, &verity);
     if (r < 0)
         return library_error(context, r, err);
     if (strlen(verity.hash_name) >= sizeof(params.hash_name))
@@ -172,7 +176,7 @@ static int params_from_library(struct context *context, uint64_t hash_offset,
         return error_set(err, EINVAL, "salt of %" PRIu32 " bytes", verity.salt_size);
     memcpy(params.salt, verity.salt, verity.salt_size);
     params.salt_size = verity.salt_size;
-    r = verity_uuid_parse(crypt_get_uuid(context->device), params.uuid, err);
+    r = verity_uuid_parse(libcryptsetup.crypt_get_uuid(context->device), params.uuid, err);
     if (r < 0)
         return r;
     params.uuid_set = true;
@@ -200,7 +204,7 @@ static int load_superblock(const uint8_t *superblock, uint64_t hash_offset,
     r = open_device(&context, fd, err);
     if (r < 0)
         return r;
-    r = crypt_load(context.device, CRYPT_VERITY, &verity);
+    r = libcryptsetup.crypt_load(context.device, CRYPT_VERITY, &verity);
     if (r < 0)
         return library_error(&context, r, err);
     return params_from_library(&context, hash_offset, ret, err);

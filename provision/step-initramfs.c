@@ -175,6 +175,9 @@ static int make(struct build *build, const struct initramfs_options *options, co
 
 bool initramfs_follows(const struct recipe *recipe, const struct step *step)
 {
+    /* A build that goes on behind this step boots the guest as it is now. */
+    if (step->before == PLACE_RUNNING)
+        return false;
     for (size_t i = step->number; i < recipe->step_count; i++) {
         if (strcmp(recipe->steps[i].type->kind, step_initramfs.kind) == 0)
             return true;

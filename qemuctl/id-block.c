@@ -5,13 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <openssl/bn.h>
 #include <openssl/core_names.h>
-#include <openssl/crypto.h>
-#include <openssl/ec.h>
-#include <openssl/evp.h>
-#include <openssl/objects.h>
-#include <openssl/pem.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -53,31 +47,31 @@ enum {
 
 static void bn_free(BIGNUM *bn)
 {
-    BN_free(bn);
+    libcrypto.BN_free(bn);
 }
 DEFINE_CLEANUP(BIGNUM, bn_free);
 
 static void pkey_ctx_free(EVP_PKEY_CTX *ctx)
 {
-    EVP_PKEY_CTX_free(ctx);
+    libcrypto.EVP_PKEY_CTX_free(ctx);
 }
 DEFINE_CLEANUP(EVP_PKEY_CTX, pkey_ctx_free);
 
 static void pkey_free(EVP_PKEY *pkey)
 {
-    EVP_PKEY_free(pkey);
+    libcrypto.EVP_PKEY_free(pkey);
 }
 DEFINE_CLEANUP(EVP_PKEY, pkey_free);
 
 static void bio_free(BIO *bio)
 {
-    BIO_free(bio);
+    libcrypto.BIO_free(bio);
 }
 DEFINE_CLEANUP(BIO, bio_free);
 
 static void signature_free(ECDSA_SIG *signature)
 {
-    ECDSA_SIG_free(signature);
+    libcrypto.ECDSA_SIG_free(signature);
 }
 DEFINE_CLEANUP(ECDSA_SIG, signature_free);
 
@@ -92,7 +86,7 @@ struct id_key {
 
 void id_key_free(struct id_key *key)
 {
-    EVP_PKEY_free(key->pkey);
+    libcrypto.EVP_PKEY_free(key->pkey);
     free(key->name);
     free(key);
 }
@@ -110,17 +104,17 @@ static int refuse_password(char *buffer, int size, int writing, void *encrypted)
 static int decode_key(const char *path, const char *data, size_t size, EVP_PKEY **ret,
                       struct error *err)
 {
-    _cleanup_(bio_free_cleanup) BIO *bio = BIO_new_mem_buf(data, (int)size);
+    _cleanup_(bio_free_cleanup) BIO *bio = libcrypto.BIO_new_mem_buf(data, (int)size);
     const unsigned char *der = (const unsigned char *)data;
     bool encrypted = false;
     EVP_PKEY *pkey;
 
     if (bio == NULL)
         return error_oom(err);
-    pkey = PEM_read_bio_PrivateKey(bio, NULL, refuse_password, &encrypted);
+    pkey = libcrypto.PEM_read_bio_PrivateKey(bio, NULL, refuse_password, &encrypted);
     if (pkey == NULL && !encrypted)
-        pkey = d2i_AutoPrivateKey(NULL, &der, (long)size);
-    ERR_clear_error();
+        pkey = libcrypto.d2i_AutoPrivateKey(NULL, &der, (long)size);
+    libcrypto.ERR_clear_error();
     if (encrypted)
         return error_set(err, EINVAL,
                          "%s: the key is encrypted; 'openssl pkey' makes a plain one of it", path);
@@ -132,22 +126,22 @@ static int decode_key(const char *path, const char *data, size_t size, EVP_PKEY 
 
 static int check_key(const char *path, EVP_PKEY *pkey, struct error *err)
 {
-    _cleanup_(pkey_ctx_free_cleanup) EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new(pkey, NULL);
+    _cleanup_(pkey_ctx_free_cleanup) EVP_PKEY_CTX *ctx = libcrypto.EVP_PKEY_CTX_new(pkey, NULL);
     char group[80] = "";
 
     if (ctx == NULL)
         return error_oom(err);
-    if (EVP_PKEY_get_base_id(pkey) != EVP_PKEY_EC)
+    if (libcrypto.EVP_PKEY_get_base_id(pkey) != EVP_PKEY_EC)
         return error_set(err, EINVAL,
                          "%s: not an EC key; 'openssl ecparam -genkey -name secp384r1 "
                          "-noout' makes one",
                          path);
-    if (EVP_PKEY_get_group_name(pkey, group, sizeof(group), NULL) != 1 ||
-        OBJ_txt2nid(group) != NID_secp384r1)
+    if (libcrypto.EVP_PKEY_get_group_name(pkey, group, sizeof(group), NULL) != 1 ||
+        libcrypto.OBJ_txt2nid(group) != NID_secp384r1)
         return error_set(err, EINVAL, "%s: its curve is %s, not P-384 (secp384r1)", path,
                          group[0] != '\0' ? group : "without a name");
-    if (EVP_PKEY_check(ctx) != 1) {
-        ERR_clear_error();
+    if (libcrypto.EVP_PKEY_check(ctx) != 1) {
+        libcrypto.ERR_clear_error();
         return error_set(err, EINVAL, "%s: its private and public parts do not belong together",
                          path);
     }
@@ -161,11 +155,13 @@ int id_key_load(const char *path, struct id_key **ret, struct error *err)
     char *data = NULL;
     size_t size = 0;
 
-    int r = io_read_file(path, KEY_FILE_MAX, &data, &size, err);
+    int r = libcrypto_load(err);
+    if (r == 0)
+        r = io_read_file(path, KEY_FILE_MAX, &data, &size, err);
     if (r == 0)
         r = decode_key(path, data, size, &pkey, err);
     if (data != NULL)
-        OPENSSL_cleanse(data, size);
+        libcrypto.OPENSSL_cleanse(data, size);
     free(data);
     if (r == 0)
         r = check_key(path, pkey, err);
@@ -181,8 +177,8 @@ int id_key_load(const char *path, struct id_key **ret, struct error *err)
 
 static int put_number(uint8_t *p, const struct id_key *key, const BIGNUM *number, struct error *err)
 {
-    if (number == NULL || BN_bn2lebinpad(number, p, NUMBER_SIZE) != NUMBER_SIZE)
-        return openssl_error(err, EIO, key->name);
+    if (number == NULL || libcrypto.BN_bn2lebinpad(number, p, NUMBER_SIZE) != NUMBER_SIZE)
+        return libcrypto_error(err, EIO, key->name);
     return 0;
 }
 
@@ -191,9 +187,9 @@ static int put_public_key(uint8_t p[static KEY_SIZE], const struct id_key *key, 
 {
     _cleanup_(bn_free_cleanup) BIGNUM *x = NULL, *y = NULL;
 
-    if (EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_EC_PUB_X, &x) != 1 ||
-        EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) != 1)
-        return openssl_error(err, EIO, key->name);
+    if (libcrypto.EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_EC_PUB_X, &x) != 1 ||
+        libcrypto.EVP_PKEY_get_bn_param(key->pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) != 1)
+        return libcrypto_error(err, EIO, key->name);
     put_le32(p + KEY_CURVE, CURVE_P384);
     int r = put_number(p + KEY_QX, key, x, err);
     return r < 0 ? r : put_number(p + KEY_QY, key, y, err);
@@ -219,7 +215,7 @@ int id_key_digest(const struct id_key *key, uint8_t digest[static ID_KEY_DIGEST_
 static int put_signature(uint8_t *p, const struct id_key *key, const uint8_t *bytes, size_t size,
                          struct error *err)
 {
-    _cleanup_(md_ctx_free_cleanup) EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    _cleanup_(md_ctx_free_cleanup) EVP_MD_CTX *ctx = libcrypto.EVP_MD_CTX_new();
     _cleanup_(signature_free_cleanup) ECDSA_SIG *signature = NULL;
     uint8_t der[SIGNATURE_DER_MAX];
     const unsigned char *q = der;
@@ -227,12 +223,12 @@ static int put_signature(uint8_t *p, const struct id_key *key, const uint8_t *by
 
     if (ctx == NULL)
         return error_oom(err);
-    if (EVP_DigestSignInit_ex(ctx, NULL, "SHA384", NULL, NULL, key->pkey, NULL) != 1 ||
-        EVP_DigestSign(ctx, der, &der_size, bytes, size) != 1 ||
-        (signature = d2i_ECDSA_SIG(NULL, &q, (long)der_size)) == NULL)
-        return openssl_error(err, EIO, key->name);
-    int r = put_number(p + SIGNATURE_R, key, ECDSA_SIG_get0_r(signature), err);
-    return r < 0 ? r : put_number(p + SIGNATURE_S, key, ECDSA_SIG_get0_s(signature), err);
+    if (libcrypto.EVP_DigestSignInit_ex(ctx, NULL, "SHA384", NULL, NULL, key->pkey, NULL) != 1 ||
+        libcrypto.EVP_DigestSign(ctx, der, &der_size, bytes, size) != 1 ||
+        (signature = libcrypto.d2i_ECDSA_SIG(NULL, &q, (long)der_size)) == NULL)
+        return libcrypto_error(err, EIO, key->name);
+    int r = put_number(p + SIGNATURE_R, key, libcrypto.ECDSA_SIG_get0_r(signature), err);
+    return r < 0 ? r : put_number(p + SIGNATURE_S, key, libcrypto.ECDSA_SIG_get0_s(signature), err);
 }
 
 static void put_block(uint8_t p[static ID_BLOCK_SIZE], const struct id_block *block)
@@ -286,20 +282,20 @@ bool id_auth_has_author(const uint8_t id_auth[static ID_AUTH_SIZE])
 
 static BIGNUM *get_number(const uint8_t *p)
 {
-    return BN_lebin2bn(p, NUMBER_SIZE, NULL);
+    return libcrypto.BN_lebin2bn(p, NUMBER_SIZE, NULL);
 }
 
 static int get_public_key(const uint8_t *p, EVP_PKEY **ret, struct error *err)
 {
     _cleanup_(pkey_ctx_free_cleanup) EVP_PKEY_CTX *ctx =
-        EVP_PKEY_CTX_new_from_name(NULL, "EC", NULL);
+        libcrypto.EVP_PKEY_CTX_new_from_name(NULL, "EC", NULL);
     _cleanup_(bn_free_cleanup) BIGNUM *x = get_number(p + KEY_QX), *y = get_number(p + KEY_QY);
     uint8_t point[1 + 2 * COORDINATE_SIZE] = {POINT_CONVERSION_UNCOMPRESSED};
     char group[] = SN_secp384r1;
     OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
-        OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, point, sizeof(point)),
-        OSSL_PARAM_construct_end(),
+        libcrypto.OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
+        libcrypto.OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, point, sizeof(point)),
+        libcrypto.OSSL_PARAM_construct_end(),
     };
 
     if (ctx == NULL || x == NULL || y == NULL)
@@ -307,11 +303,11 @@ static int get_public_key(const uint8_t *p, EVP_PKEY **ret, struct error *err)
     if (get_le32(p + KEY_CURVE) != CURVE_P384)
         return error_set(err, EBADMSG, "its curve has the number %u, not %d (P-384)",
                          get_le32(p + KEY_CURVE), CURVE_P384);
-    if (BN_bn2binpad(x, point + 1, COORDINATE_SIZE) < 0 ||
-        BN_bn2binpad(y, point + 1 + COORDINATE_SIZE, COORDINATE_SIZE) < 0 ||
-        EVP_PKEY_fromdata_init(ctx) != 1 ||
-        EVP_PKEY_fromdata(ctx, ret, EVP_PKEY_PUBLIC_KEY, params) != 1) {
-        ERR_clear_error();
+    if (libcrypto.BN_bn2binpad(x, point + 1, COORDINATE_SIZE) < 0 ||
+        libcrypto.BN_bn2binpad(y, point + 1 + COORDINATE_SIZE, COORDINATE_SIZE) < 0 ||
+        libcrypto.EVP_PKEY_fromdata_init(ctx) != 1 ||
+        libcrypto.EVP_PKEY_fromdata(ctx, ret, EVP_PKEY_PUBLIC_KEY, params) != 1) {
+        libcrypto.ERR_clear_error();
         return error_set(err, EBADMSG, "is no point of P-384");
     }
     return 0;
@@ -320,15 +316,15 @@ static int get_public_key(const uint8_t *p, EVP_PKEY **ret, struct error *err)
 static int get_signature(const uint8_t *p, unsigned char **ret_der, size_t *ret_size,
                          struct error *err)
 {
-    _cleanup_(signature_free_cleanup) ECDSA_SIG *signature = ECDSA_SIG_new();
+    _cleanup_(signature_free_cleanup) ECDSA_SIG *signature = libcrypto.ECDSA_SIG_new();
     _cleanup_(bn_free_cleanup) BIGNUM *r = get_number(p + SIGNATURE_R);
     _cleanup_(bn_free_cleanup) BIGNUM *s = get_number(p + SIGNATURE_S);
 
     if (signature == NULL || r == NULL || s == NULL ||
-        ECDSA_SIG_set0(signature, TAKE_PTR(r), TAKE_PTR(s)) != 1)
+        libcrypto.ECDSA_SIG_set0(signature, TAKE_PTR(r), TAKE_PTR(s)) != 1)
         return error_oom(err);
     *ret_der = NULL;
-    const int size = i2d_ECDSA_SIG(signature, ret_der);
+    const int size = libcrypto.i2d_ECDSA_SIG(signature, ret_der);
     if (size < 0)
         return error_oom(err);
     *ret_size = (size_t)size;
@@ -339,7 +335,7 @@ static int get_signature(const uint8_t *p, unsigned char **ret_der, size_t *ret_
 static int check_signature(const uint8_t *key, const uint8_t *signature, uint32_t algorithm,
                            const uint8_t *bytes, size_t size, struct error *err)
 {
-    _cleanup_(md_ctx_free_cleanup) EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    _cleanup_(md_ctx_free_cleanup) EVP_MD_CTX *ctx = libcrypto.EVP_MD_CTX_new();
     _cleanup_(pkey_free_cleanup) EVP_PKEY *pkey = NULL;
     unsigned char *der;
     size_t der_size;
@@ -352,11 +348,12 @@ static int check_signature(const uint8_t *key, const uint8_t *signature, uint32_
         r = get_signature(signature, &der, &der_size, err);
     if (r < 0)
         return r;
-    const bool good = ctx != NULL &&
-                      EVP_DigestVerifyInit_ex(ctx, NULL, "SHA384", NULL, NULL, pkey, NULL) == 1 &&
-                      EVP_DigestVerify(ctx, der, der_size, bytes, size) == 1;
-    OPENSSL_free(der);
-    ERR_clear_error();
+    const bool good =
+        ctx != NULL &&
+        libcrypto.EVP_DigestVerifyInit_ex(ctx, NULL, "SHA384", NULL, NULL, pkey, NULL) == 1 &&
+        libcrypto.EVP_DigestVerify(ctx, der, der_size, bytes, size) == 1;
+    libcrypto.CRYPTO_free(der, __FILE__, __LINE__);
+    libcrypto.ERR_clear_error();
     return good ? 0 : error_set(err, EBADMSG, "its signature is not right");
 }
 
@@ -397,7 +394,8 @@ int id_block_check(const uint8_t id_block[static ID_BLOCK_SIZE],
         return error_set(err, EINVAL, "the ID block is for a guest with the launch digest %s",
                          theirs);
     }
-    return check_signatures(id_block, id_auth, err);
+    int r = libcrypto_load(err);
+    return r < 0 ? r : check_signatures(id_block, id_auth, err);
 }
 
 /* --- Files --- */
@@ -435,7 +433,11 @@ static int write_output(struct output *output, const struct id_block_file *file,
 
     if (text == NULL)
         return error_oom(err);
-    size_t length = (size_t)EVP_EncodeBlock((unsigned char *)text, file->bytes, (int)file->size);
+    int r = libcrypto_load(err);
+    if (r < 0)
+        return r;
+    size_t length =
+        (size_t)libcrypto.EVP_EncodeBlock((unsigned char *)text, file->bytes, (int)file->size);
     text[length++] = '\n';
     if (output->regular && ftruncate(output->fd, 0) < 0)
         return error_set_errno(err, errno, "%s: cannot write", file->path);
@@ -472,7 +474,8 @@ int id_block_write(const struct id_block_file *files, size_t count, struct error
     return r;
 }
 
-/* EVP_DecodeBlock() takes white space around the text, and gives bytes for padding, too. */
+/* libcrypto.EVP_DecodeBlock() takes white space around the text, and gives bytes for padding, too.
+ */
 static bool decode_base64(const char *text, size_t length, size_t size, uint8_t *ret)
 {
     while (length > 0 && strchr(" \t\r\n", text[length - 1]) != NULL)
@@ -485,9 +488,9 @@ static bool decode_base64(const char *text, size_t length, size_t size, uint8_t 
         if ((text[i] == '=') != (i >= length - padding))
             return false;
     _cleanup_free_ uint8_t *bytes = malloc(length);
-    if (bytes == NULL ||
-        EVP_DecodeBlock(bytes, (const unsigned char *)text, (int)length) != (int)(size + padding)) {
-        ERR_clear_error();
+    if (bytes == NULL || libcrypto.EVP_DecodeBlock(bytes, (const unsigned char *)text,
+                                                   (int)length) != (int)(size + padding)) {
+        libcrypto.ERR_clear_error();
         return false;
     }
     memcpy(ret, bytes, size);
@@ -506,6 +509,9 @@ int id_block_read(const char *path, size_t size, uint8_t *ret, struct error *err
         memcpy(ret, data, size);
         return 0;
     }
+    r = libcrypto_load(err);
+    if (r < 0)
+        return r;
     if (!decode_base64(data, length, size, ret))
         return error_set(err, EINVAL, "%s: holds neither %zu bytes nor those in Base64", path,
                          size);

@@ -3,10 +3,11 @@
 
 #include <assert.h>
 #include <inttypes.h>
-#include <openssl/evp.h>
 #ifdef __x86_64__
 #include <cpuid.h>
 #endif
+
+#include "common/openssl.h"
 
 /* Bits of policies. */
 #define SEV_POLICY_NODBG UINT64_C(0x1)
@@ -83,16 +84,6 @@ bool sev_firmware_in_flash(const struct sev_options *sev)
     return sev->mode != SEV_MODE_SNP || is_fork(sev);
 }
 
-/* Owned; NULL when out of memory. */
-static char *base64(const uint8_t *bytes, size_t size)
-{
-    char *text = malloc((size + 2) / 3 * 4 + 1);
-
-    if (text != NULL)
-        EVP_EncodeBlock((unsigned char *)text, bytes, (int)size);
-    return text;
-}
-
 static int put_base64(FILE *out, const char *key, const uint8_t *bytes, size_t size,
                       struct error *err)
 {
@@ -100,9 +91,13 @@ static int put_base64(FILE *out, const char *key, const uint8_t *bytes, size_t s
 
     if (bytes == NULL)
         return 0;
-    text = base64(bytes, size);
+    int r = libcrypto_load(err);
+    if (r < 0)
+        return r;
+    text = malloc((size + 2) / 3 * 4 + 1);
     if (text == NULL)
         return error_oom(err);
+    libcrypto.EVP_EncodeBlock((unsigned char *)text, bytes, (int)size);
     fprintf(out, ",%s=%s", key, text);
     return 0;
 }

@@ -7,39 +7,44 @@
 
 int sha_open(struct sha *sha, const char *name, struct error *err)
 {
-    sha->md = EVP_MD_fetch(NULL, name, NULL);
-    sha->ctx = EVP_MD_CTX_new();
+    int r = libcrypto_load(err);
+    if (r < 0)
+        return r;
+    sha->md = libcrypto.EVP_MD_fetch(NULL, name, NULL);
+    sha->ctx = libcrypto.EVP_MD_CTX_new();
     if (sha->md == NULL || sha->ctx == NULL)
-        return openssl_error(err, EIO, name);
-    sha->size = (size_t)EVP_MD_get_size(sha->md);
+        return libcrypto_error(err, EIO, name);
+    sha->size = (size_t)libcrypto.EVP_MD_get_size(sha->md);
     return 0;
 }
 
 void sha_close(struct sha *sha)
 {
-    EVP_MD_CTX_free(sha->ctx);
-    EVP_MD_free(sha->md);
+    if (sha->ctx != NULL)
+        libcrypto.EVP_MD_CTX_free(sha->ctx);
+    if (sha->md != NULL)
+        libcrypto.EVP_MD_free(sha->md);
     *sha = SHA_INIT;
 }
 
 int sha_begin(struct sha *sha, struct error *err)
 {
-    if (EVP_DigestInit_ex2(sha->ctx, sha->md, NULL) != 1)
-        return openssl_error(err, EIO, EVP_MD_get0_name(sha->md));
+    if (libcrypto.EVP_DigestInit_ex2(sha->ctx, sha->md, NULL) != 1)
+        return libcrypto_error(err, EIO, libcrypto.EVP_MD_get0_name(sha->md));
     return 0;
 }
 
 int sha_add(struct sha *sha, const void *data, size_t size, struct error *err)
 {
-    if (EVP_DigestUpdate(sha->ctx, data, size) != 1)
-        return openssl_error(err, EIO, EVP_MD_get0_name(sha->md));
+    if (libcrypto.EVP_DigestUpdate(sha->ctx, data, size) != 1)
+        return libcrypto_error(err, EIO, libcrypto.EVP_MD_get0_name(sha->md));
     return 0;
 }
 
 int sha_end(struct sha *sha, uint8_t *digest, struct error *err)
 {
-    if (EVP_DigestFinal_ex(sha->ctx, digest, NULL) != 1)
-        return openssl_error(err, EIO, EVP_MD_get0_name(sha->md));
+    if (libcrypto.EVP_DigestFinal_ex(sha->ctx, digest, NULL) != 1)
+        return libcrypto_error(err, EIO, libcrypto.EVP_MD_get0_name(sha->md));
     return 0;
 }
 

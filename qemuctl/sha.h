@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #pragma once
 
-#include <openssl/evp.h>
+#include <openssl/types.h>
 #include <stddef.h>
 #include <stdint.h>
 

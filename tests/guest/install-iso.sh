@@ -143,7 +143,7 @@ if [ -z "${QVERITY_TEST_SAMPLE:-}" ]; then
     whole=$!
     t_kill_later $whole
 fi
-kills=(2 6 15)
+kills=(2 5 15)
 [ -z "${QVERITY_TEST_LONG:-}" ] || kills=({2..16})
 last=$(grep -n 'shutdown' <(grep '^  - ' blyss.yaml) | tail -n 1 | cut -d : -f 1)
 for step in "${kills[@]}"; do

@@ -70,6 +70,8 @@ static int setup(void **state)
             n_subjects++;
         }
     }
+    subjects[n_subjects++] =
+        (struct subject){"portable", {.steps = {{sha256_portable_1, 1, 1}}, .n_steps = 1}};
     print_message("%zu plans of kernels to test\n", n_subjects);
     return 0;
 }
