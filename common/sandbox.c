@@ -85,9 +85,10 @@ static int drop_capabilities(void)
 
     if (syscall(SYS_capget, &header, data) < 0)
         return -errno;
+    /* Up to the last one there is, or none without the right to. */
     for (unsigned long capability = 0; capability <= 63; capability++)
-        if (prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1)
-            (void)prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
+        if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+            break;
     (void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     data[0].effective &= kept;
     data[0].permitted &= kept;
