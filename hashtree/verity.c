@@ -42,8 +42,11 @@ static int find_digest_size(const char *name, size_t *ret, struct error *err)
 {
     size_t size;
 
-    if (hasher_find_digest(name, &size, NULL) < 0)
+    int r = hasher_find_digest(name, &size, err);
+    if (r == -EINVAL)
         return error_set(err, EINVAL, "--hash: there is no digest '%s'", name);
+    if (r < 0)
+        return error_prefix(err, "--hash %s", name);
     if (size > VERITY_DIGEST_MAX)
         return error_set(err, EINVAL, "--hash %s: its digest has %zu bytes, more than %d", name,
                          size, VERITY_DIGEST_MAX);
