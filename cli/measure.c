@@ -8,8 +8,8 @@
 
 #include "cli/measure_identity.h"
 #include "common/io.h"
-#include "common/openssl.h"
 #include "common/log.h"
+#include "common/openssl.h"
 #include "common/units.h"
 
 /*
