@@ -105,8 +105,9 @@ static int run_command(const struct cli_command *command, int argc, char **argv,
         return report(&err, command);
     apply_verbosity(options);
     options->no_tree |= (command->groups & CLI_KEEP) == 0;
-    for (int i = 0; i < count && !options->no_tree && options->keep.path == NULL; i++)
-        if (is_descriptor_name(operands[i])) {
+    /* Behind the command's own operands are those of QEMU. */
+    for (int i = 0; i < count && i < command->operands_max; i++)
+        if (!options->no_tree && options->keep.path == NULL && is_descriptor_name(operands[i])) {
             log_info("%s: no tree file is kept beside a descriptor", operands[i]);
             options->no_tree = true;
         }
