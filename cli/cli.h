@@ -68,7 +68,8 @@ struct cli_options {
     bool no_tree;    /* also for commands without CLI_KEEP */
     bool bytes;      /* the command has CLI_BYTES */
     bool hashes;     /* the command has CLI_TREE */
-    bool superblock; /* and makes or reads superblocks */
+    bool any_digest; /* and reads what may name any, */
+    bool superblock; /* or makes or reads superblocks */
 
     /* Confinement. Files that the command opens when it is confined are its to add. */
     bool no_sandbox;

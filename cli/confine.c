@@ -46,7 +46,8 @@ static int add_image(struct list *list, const struct cli_options *options,
     if (options->keep.path != NULL) {
         add(list, options->keep.path, rights);
     } else {
-        if (asprintf(&path, "%s" TREE_FILE_SUFFIX, image_path(image)) < 0)
+        path = hashtree_file_path(image);
+        if (path == NULL)
             return error_oom(err);
         list->names[list->name_count++] = path;
         add(list, path, rights);
@@ -78,7 +79,9 @@ static void prepare_hashing(void *arg)
 {
     const struct cli_options *options = arg;
 
-    hashtree_prepare_confined(options->tree.threads, options->verity.hash, options->superblock);
+    hashtree_prepare_confined(options->tree.threads, options->verity.hash,
+                              (options->any_digest ? HASHTREE_NEEDS_ANY_DIGEST : 0u) |
+                                  (options->superblock ? HASHTREE_NEEDS_SUPERBLOCK : 0u));
 }
 
 int cli_confine(const struct cli_options *options, struct image *const *images, size_t count,

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "common/text.h"
@@ -64,14 +65,19 @@ static int find_partitions(struct facts *facts, struct error *err)
 static int facts_gather(const char *path, const struct cli_options *options, struct facts *facts,
                         struct error *err)
 {
+    _cleanup_free_ char *tree_path = NULL;
     struct cli_options all = *options;
 
-    /* To tell the state of tree files takes what hashing does. */
-    all.hashes = all.superblock = true;
-    all.tree.threads = 1;
     int r = image_open(path, &options->image, &facts->image, err);
-    if (r >= 0)
-        r = cli_confine(&all, &facts->image, 1, NULL, err);
+    if (r < 0)
+        return r;
+    tree_path = hashtree_file_path(facts->image);
+    if (tree_path == NULL)
+        return error_oom(err);
+    /* To tell the state of a tree file takes what hashing does. */
+    all.hashes = all.any_digest = access(tree_path, F_OK) == 0;
+    all.tree.threads = 1;
+    r = cli_confine(&all, &facts->image, 1, NULL, err);
     if (r >= 0)
         r = find_partitions(facts, err);
     if (r >= 0)

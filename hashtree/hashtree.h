@@ -48,8 +48,12 @@ const struct verity_geometry *hashtree_geometry(const struct hashtree *tree);
 
 #define TREE_FILE_SUFFIX ".qvtree"
 
+/* Where an image's tree file is unless the options say where: the image's path and this suffix.
+ * Owned by the caller; NULL: out of memory. */
+char *hashtree_file_path(const struct image *image);
+
 struct hashtree_file_options {
-    const char *path;     /* of the tree file; NULL: the image's path and TREE_FILE_SUFFIX */
+    const char *path;     /* of the tree file; NULL: hashtree_file_path() */
     const char *snapshot; /* that the image was opened with, or NULL */
     bool lean;            /* do not keep level 0 */
     bool rescan;          /* believe nothing, but keep what comes out */
@@ -272,10 +276,14 @@ int hashtree_diff(struct hashtree *a, struct hashtree *b,
  * To be called before the process is confined (common/sandbox.h): sets up what builds in up to
  * `threads` threads (0: one for each CPU) take and a confined process cannot get: io_uring rings,
  * which can do nothing but read, and libraries that are loaded when they are first used: for the
- * digest `digest` (NULL: the default one) and, with `superblock`, for superblocks and every digest
- * that they may name. What cannot be had, builds will do without.
+ * digest `digest` (NULL: the default one), and as `needs` says. What cannot be had, builds will do
+ * without.
  */
-void hashtree_prepare_confined(unsigned threads, const char *digest, bool superblock);
+enum hashtree_needs {
+    HASHTREE_NEEDS_ANY_DIGEST = 1 << 0,
+    HASHTREE_NEEDS_SUPERBLOCK = 1 << 1, /* and every digest that one may name */
+};
+void hashtree_prepare_confined(unsigned threads, const char *digest, unsigned needs);
 
 /* The text that tree files have, of HASHTREE_FILE_MAGIC_SIZE bytes, at one of two offsets. */
 #define HASHTREE_FILE_MAGIC "qvtree\032\n"

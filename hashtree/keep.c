@@ -163,7 +163,7 @@ void keep_reopen(struct keep *keep)
 {
     struct tree_file *file = NULL;
 
-    if (tree_file_open(keep->path, &file, NULL) == 0 &&
+    if (tree_file_open(keep->path, keep->tree->params.hash_name, &file, NULL) == 0 &&
         !proof_header_fits(keep, tree_file_header(file), keep->view)) {
         tree_file_close(file);
         file = NULL;
@@ -187,21 +187,27 @@ static bool encrypted(const struct image *image)
     return false;
 }
 
+char *hashtree_file_path(const struct image *image)
+{
+    char *path;
+
+    return asprintf(&path, "%s" TREE_FILE_SUFFIX, image_path(image)) < 0 ? NULL : path;
+}
+
 int keep_init(struct keep *keep, const struct hashtree_file_options *options, struct error *err)
 {
     const struct image *image = keep->tree->image;
 
     keep->lean = options->lean;
     keep->rescan = options->rescan;
-    if (options->path != NULL)
-        keep->path = strdup(options->path);
-    else if (asprintf(&keep->path, "%s" TREE_FILE_SUFFIX, image_path(image)) < 0)
-        keep->path = NULL;
+    keep->path = options->path != NULL ? strdup(options->path) : hashtree_file_path(image);
     if (keep->path == NULL)
         return error_oom(err);
     keep_view(image, 0, options->snapshot, keep->view);
     return 0;
 }
+
+#define OF_ANOTHER_TREE "the tree file is of %s"
 
 /* Whether the tree file is one of this tree; if not, the reason is set. */
 static bool header_fits(const struct keep *keep)
@@ -219,7 +225,7 @@ static bool header_fits(const struct keep *keep)
         what = "another partition, or another part of it";
     else
         what = "other parameters";
-    keep_reason(keep->tree, "the tree file is of %s", what);
+    keep_reason(keep->tree, OF_ANOTHER_TREE, what);
     return false;
 }
 
@@ -243,7 +249,7 @@ int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *opt
         return r;
     }
     tree->keep = keep;
-    r = tree_file_open(keep->path, &keep->file, &open_err);
+    r = tree_file_open(keep->path, tree->params.hash_name, &keep->file, &open_err);
     if (r == -EPERM && !keep->rescan)
         keep_warn_untrusted(keep, &open_err);
     if (r < 0 && options->path != NULL && !tree_file_replaceable(keep->path)) {
@@ -261,6 +267,8 @@ int hashtree_keep(struct hashtree *tree, const struct hashtree_file_options *opt
     if (r < 0) {
         if (r == -ENOENT)
             keep_reason(tree, "there is no tree file");
+        else if (r == -ESTALE)
+            keep_reason(tree, OF_ANOTHER_TREE, "other parameters");
         else
             keep_reason(tree, "%s", error_message(&open_err));
         return 0;
@@ -356,7 +364,7 @@ int hashtree_file_info(struct image *image, const struct hashtree_file_options *
         keep_free(keep);
         return r;
     }
-    r = tree_file_open(keep->path, &keep->file, &open_err);
+    r = tree_file_open(keep->path, NULL, &keep->file, &open_err);
     ret->exists = r != -ENOENT;
     if (r < 0 && r != -ENOENT)
         ret->damage = strdup(error_message(&open_err));

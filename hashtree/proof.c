@@ -146,7 +146,7 @@ static struct tree_file *open_below(struct keep *keep, unsigned depth, const cha
         name = NULL;
         return NULL;
     }
-    int r = tree_file_open(name, &file, &err);
+    int r = tree_file_open(name, keep->tree->params.hash_name, &file, &err);
     if (r == -EPERM)
         keep_warn_untrusted(keep, &err);
     if (r < 0 || !proof_header_fits(keep, tree_file_header(file), view) ||

@@ -142,7 +142,9 @@ static void set_up_uring(struct reader *reader)
     reader->uring_tried = true;
     int r = ring_open(&reader->ring);
     if (r < 0) {
-        log_info("io_uring is not available (%s): reading with pread", strerror(-r));
+        static atomic_flag told = ATOMIC_FLAG_INIT;
+        if (!atomic_flag_test_and_set(&told))
+            log_info("io_uring is not available (%s): reading with pread", strerror(-r));
         return;
     }
     reader->uring = true;

@@ -58,7 +58,7 @@ static void make_rings(unsigned threads)
 }
 
 /* They are loaded from files, and load providers of digests from others. */
-static void load_libraries(const char *digest, bool superblock)
+static void load_libraries(const char *digest, unsigned needs)
 {
     _cleanup_(hasher_free_cleanup) struct hasher *hasher = NULL;
     struct verity_params params;
@@ -67,21 +67,24 @@ static void load_libraries(const char *digest, bool superblock)
 
     libcrypto_skip_config();
     verity_params_init(&params);
-    (void)hasher_new(digest != NULL ? digest : params.hash_name, HASHER_SALT_FIRST, NULL, 0,
-                     &hasher, NULL);
+    if (digest == NULL)
+        digest = params.hash_name;
+    (void)hasher_find_digest(digest, &size, NULL);
+    (void)hasher_new(digest, HASHER_SALT_FIRST, NULL, 0, &hasher, NULL);
     sha256_checksum(bytes, 0, bytes);
-    if (!superblock)
+    /* This one comes from the provider that is loaded last. */
+    if (needs != 0)
+        (void)hasher_find_digest("whirlpool", &size, NULL);
+    if ((needs & HASHTREE_NEEDS_SUPERBLOCK) == 0)
         return;
-    /* A superblock can name any digest: this one comes from the provider that is loaded last. */
-    (void)hasher_find_digest("whirlpool", &size, NULL);
     params.data_blocks = 1;
     (void)verity_superblock_format(&params, bytes, NULL);
 }
 
-void hashtree_prepare_confined(unsigned threads, const char *digest, bool superblock)
+void hashtree_prepare_confined(unsigned threads, const char *digest, unsigned needs)
 {
     make_rings(threads != 0 ? threads : usable_cpus());
-    load_libraries(digest, superblock);
+    load_libraries(digest, needs);
 }
 
 int ring_open(struct io_uring *ret)

@@ -315,7 +315,7 @@ int hashtree_carry_begin(struct image *image, const struct hashtree_file_options
     if (r < 0)
         return r;
     if (!keep_take_identities(&carry->keep) ||
-        tree_file_open(carry->keep.path, &carry->keep.file, NULL) < 0)
+        tree_file_open(carry->keep.path, NULL, &carry->keep.file, NULL) < 0)
         return 0;
     const struct tree_header *header = tree_file_header(carry->keep.file);
     if (strcmp(header->view, carry->keep.view) == 0 &&

@@ -105,8 +105,8 @@ static char *path_below(const char *path, const char *base)
     return joined;
 }
 
-static int open_at_depth(const char *path, unsigned depth, struct tree_file **ret,
-                         struct error *err)
+static int open_at_depth(const char *path, const char *digest, unsigned depth,
+                         struct tree_file **ret, struct error *err)
 {
     _cleanup_tree_file_ struct tree_file *file = calloc(1, sizeof(*file));
     struct stat st;
@@ -130,6 +130,8 @@ static int open_at_depth(const char *path, unsigned depth, struct tree_file **re
     r = read_header(file->fd, path, &file->header, err);
     if (r < 0)
         return r;
+    if (digest != NULL && strcmp(file->header.params.hash_name, digest) != 0)
+        return error_set(err, ESTALE, "%s: the tree file is of another digest", path);
     r = verity_geometry_init(&file->header.params, &file->geometry, err);
     if (r < 0)
         return error_prefix(err, "%s", path);
@@ -138,7 +140,7 @@ static int open_at_depth(const char *path, unsigned depth, struct tree_file **re
         if (below == NULL)
             return error_oom(err);
         /* Without it more is computed anew, that is all. */
-        (void)open_at_depth(below, depth + 1, &file->below, NULL);
+        (void)open_at_depth(below, file->header.params.hash_name, depth + 1, &file->below, NULL);
         if (file->below != NULL &&
             !verity_same_tree(&file->below->header.params, &file->header.params)) {
             tree_file_close(file->below);
@@ -149,9 +151,9 @@ static int open_at_depth(const char *path, unsigned depth, struct tree_file **re
     return 0;
 }
 
-int tree_file_open(const char *path, struct tree_file **ret, struct error *err)
+int tree_file_open(const char *path, const char *digest, struct tree_file **ret, struct error *err)
 {
-    return open_at_depth(path, 0, ret, err);
+    return open_at_depth(path, digest, 0, ret, err);
 }
 
 bool tree_file_replaceable(const char *path)

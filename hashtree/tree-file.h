@@ -66,11 +66,14 @@ struct tree_file_granules {
 struct tree_file;
 
 /*
- * Opens the tree file at `path` for reading, with those below it. -ENOENT: there is none; -EINVAL:
- * it is not one, is damaged, or of another version; -EPERM: it belongs to neither the effective
- * user nor root, or its mode lets others write to it. *ret is freed with tree_file_close().
+ * Opens the tree file at `path` for reading, with those below it, if it is one of the digest
+ * `digest` (NULL: any). -ENOENT: there is none; -EINVAL: it is not one, is damaged, or of another
+ * version; -ESTALE: it is of another digest, which may be one that a confined process knows nothing
+ * of; -EPERM: it belongs to neither the effective user nor root, or its mode lets others write to
+ * it. *ret is freed with tree_file_close().
  */
-int tree_file_open(const char *path, struct tree_file **ret, struct error *err);
+int tree_file_open(const char *path, const char *digest, struct tree_file **ret, struct error *err);
+
 /* Whether a new tree file may take the place of what is at `path`: nothing, an empty file, or what
  * was a tree file, however damaged. */
 bool tree_file_replaceable(const char *path);

@@ -103,7 +103,7 @@ ok "a reader that goes away: failed" bash -c '
     [ "${PIPESTATUS[0]}" -eq 1 ] && grep -q "^qverity: standard output: cannot write: Broken pipe$" err' - \
     timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}"
 ok "a reader that does not read: --timeout still works" bash -c '
-    "$@" 2>err | sleep 4
+    "$@" 2>err | sleep $((4 * patience))
     [ "${PIPESTATUS[0]}" -eq 1 ] && grep -q "^qverity: timeout" err' - \
     timeout $((60 * patience)) "$QVERITY" boot "${boot_args[@]}" --timeout 1
 guest 'flood 200000' "end guest-shutdown"

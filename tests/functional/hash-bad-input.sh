@@ -46,6 +46,11 @@ bad "hash: a long name" 1 '^qverity: --hash: there is no digest' \
     --hash sha256sha256sha256sha256sha256sha256
 bad "hash: an alias of a signature" 1 "^qverity: --hash: there is no digest 'RSA-SHA256'$" \
     --hash RSA-SHA256
+for digest in sha256 sha512; do
+    refused "kernel: unknown, with $digest" 1 "^qverity: QVERITY_HASH_KERNEL: hash kernel 'wrong' is not one of " \
+        env QVERITY_HASH_KERNEL=wrong "$QVERITY" hash --no-tree -p disk --hash $digest disk.raw
+    is "and nothing else is told" "$(wc -l <"$T/.err")" 1
+done
 bad "format version: 2" 1 '^qverity: --format-version 2: neither 0 nor 1$' --format-version 2
 bad "format version: 2^32" 1 '^qverity: --format-version 4294967296: too large$' \
     --format-version 4294967296

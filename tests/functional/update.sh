@@ -146,6 +146,21 @@ cp a.qcow2.qvtree keep.qvtree
 is "another partition" "$(field reason update -p disk --data-blocks 100 a.qcow2)" "the tree file is of another partition, or another part of it"
 cp keep.qvtree a.qcow2.qvtree
 is "other parameters" "$(field reason update -p disk --salt ab a.qcow2)" "the tree file is of other parameters"
+# Of which a confined process, which is not told of them, knows nothing.
+for digest in sha512 whirlpool; do
+    "$QVERITY" hash --hash $digest --tree a.qcow2.qvtree -p disk a.qcow2 >/dev/null || fail "a tree of $digest"
+    for other in '' '--hash sha384'; do
+        cp a.qcow2.qvtree other.qvtree
+        is "another digest than $digest${other:+: $other}" "$(field reason update $other --tree other.qvtree -p disk a.qcow2)" \
+            "the tree file is of other parameters"
+        is "and no word about it" "$(cat "$T/.err")" ""
+    done
+    qemu-img create -q -f qcow2 -b a.qcow2 -F qcow2 over.qcow2
+    is "a tree below of $digest: not taken" "$(field reason update -p disk over.qcow2)" \
+        "there is no tree file; no image below it has a tree file that is up to date and of the same partition and parameters"
+    is "and no word about it" "$(cat "$T/.err")" ""
+    rm -f over.qcow2*
+done
 cp keep.qvtree a.qcow2.qvtree
 is "another format" "$(field reason update -p disk --format raw --data-blocks 65536 a.qcow2 2>/dev/null || echo)" ""
 qemu-img convert -O raw a.qcow2 a.raw

@@ -161,7 +161,7 @@ static void look_at_file(void)
     struct tree_file *file;
     struct verity_geometry geometry;
 
-    int r = tree_file_open("tree", &file, &err);
+    int r = tree_file_open("tree", NULL, &file, &err);
     if (r < 0) {
         fuzz_expect_error(&err, r);
         return;

@@ -190,7 +190,7 @@ static struct tree_file *open_file(void)
     _cleanup_error_ struct error err = ERROR_INIT;
     struct tree_file *file = NULL;
 
-    if (tree_file_open("t", &file, &err) < 0)
+    if (tree_file_open("t", NULL, &file, &err) < 0)
         fail_msg("%s", error_message(&err));
     return file;
 }
@@ -235,7 +235,7 @@ static void test_slots(void **state)
     assert_same_header(&header, tree_file_header(older));
     assert_int_equal(truncate("t", 100), 0);
     struct tree_file *none = NULL;
-    assert_int_equal(tree_file_open("t", &none, NULL), -EINVAL);
+    assert_int_equal(tree_file_open("t", NULL, &none, NULL), -EINVAL);
     assert_null(none);
 }
 
@@ -403,14 +403,14 @@ static void test_every_byte(void **state)
     assert_int_equal(size, NODES_OFFSET + (1 + div_round_up(BLOCKS, 16)) * BLOCK);
 
     _cleanup_tree_file_ struct tree_file *as_it_was = NULL;
-    assert_int_equal(tree_file_open("base.qvtree", &as_it_was, NULL), 0);
+    assert_int_equal(tree_file_open("base.qvtree", NULL, &as_it_was, NULL), 0);
     for (size_t at = 0; at < size; at++) {
         struct tree_file *file = NULL;
         uint8_t kept = good[at];
         good[at] ^= (uint8_t)(1 << next_random() % 8);
         write_file("base.qvtree", good, size);
         /* Of the two slots one is in use, and does not count with a bit wrong. */
-        int r = tree_file_open("base.qvtree", &file, NULL);
+        int r = tree_file_open("base.qvtree", NULL, &file, NULL);
         assert_int_equal(r, at >= SLOT_SIZE && at < NODES_OFFSET ? -EINVAL : 0);
         if (r == 0) {
             assert_same_header(tree_file_header(file), tree_file_header(as_it_was));
