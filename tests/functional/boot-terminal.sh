@@ -14,7 +14,7 @@ session()
     local keys=$1 code=$2
     shift 2
     timeout $((60 * patience)) python3 - "$keys" "$code" "$QVERITY" boot "${boot_args[@]}" "$@" <<'END'
-import os, pty, select, signal, sys, termios, time
+import os, pty, re, select, signal, sys, termios, time
 
 keys = sys.argv[1].encode().decode("unicode_escape").encode("latin-1")
 pid, terminal = pty.fork()
@@ -23,7 +23,7 @@ if pid == 0:
 before = termios.tcgetattr(terminal)
 text = b""
 sent = False
-deadline = time.time() + 40
+deadline = time.time() + 40 * int(os.environ["patience"])
 while time.time() < deadline:
     if not select.select([terminal], [], [], 0.1)[0]:
         continue
@@ -47,7 +47,8 @@ code = os.waitstatus_to_exitcode(status)
 if keys != b"HANGUP":
     print("restored:", termios.tcgetattr(terminal) == before)
 print("exit:", code)
-print(text.decode("latin-1").replace("\r", ""))
+# A slow machine tells how far it has come with hashing.
+print(re.sub(r"(\x1b\[Khashing[^\x1b]*)+\x1b\[K", "", text.decode("latin-1").replace("\r", "")))
 sys.exit(code != int(sys.argv[2]))
 END
 }
