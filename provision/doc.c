@@ -10,6 +10,7 @@
 
 #define FILE_MAX (1024 * 1024)
 #define DEPTH_MAX 16
+#define ITEMS_MAX 4096 /* of a mapping or list */
 #define PROBLEMS_MAX 200
 
 /* --- Problems --- */
@@ -281,6 +282,11 @@ static int read_collection(struct reader *reader, const yaml_event_t *start, uns
         if (!next_event(reader, &event))
             return reader->err->code != 0 ? -reader->err->code : 0;
         ended = event.type == end;
+        if (!ended && node->count == ITEMS_MAX) {
+            reader->broken = ended = true;
+            problems_add(reader->problems, reader->file, node->line, "more than %d %s", ITEMS_MAX,
+                         map ? "keys" : "items");
+        }
         if (!ended)
             r = map ? read_pair(reader, &event, depth + 1, node)
                     : read_item(reader, &event, depth + 1, node);

@@ -54,8 +54,9 @@ static void digest_node(struct digest *digest, const struct doc *node, const cha
     }
 }
 
-static int identify(const struct build *build, struct step *step, const uint8_t *before,
-                    struct error *err)
+/* `before` is the identity of the step in front, or NULL. */
+static int identify(const struct build *build, const struct step *step, const uint8_t *before,
+                    uint8_t ret[static DIGEST_SIZE], struct error *err)
 {
     _cleanup_(digest_free_cleanup) struct digest *digest = NULL;
 
@@ -76,7 +77,7 @@ static int identify(const struct build *build, struct step *step, const uint8_t 
         r = fields_digest(step->type->fields, step->options, digest, err);
     if (r == 0 && step->type->inputs != NULL)
         r = step->type->inputs(build, step, digest, err);
-    return r < 0 ? r : digest_end(digest, step->identity, err);
+    return r < 0 ? r : digest_end(digest, ret, err);
 }
 
 static int identify_all(const struct build *build, struct error *err)
@@ -85,12 +86,26 @@ static int identify_all(const struct build *build, struct error *err)
     const uint8_t *before = NULL;
 
     for (size_t i = 0; i < recipe->step_count; i++) {
-        int r = identify(build, &recipe->steps[i], before, err);
+        int r = identify(build, &recipe->steps[i], before, recipe->steps[i].identity, err);
         if (r < 0)
             return error_prefix(err, "step %u (%s)", recipe->steps[i].number,
                                 recipe->steps[i].name);
         before = recipe->steps[i].identity;
     }
+    return 0;
+}
+
+/* Whether what step i has taken is what it was when the build began: what it was recorded with. */
+static int check_identity(const struct build *build, size_t i, struct error *err)
+{
+    const struct step *steps = build->recipe->steps;
+    uint8_t identity[DIGEST_SIZE];
+
+    int r = identify(build, &steps[i], i > 0 ? steps[i - 1].identity : NULL, identity, err);
+    if (r < 0)
+        return r;
+    if (memcmp(identity, steps[i].identity, sizeof(identity)) != 0)
+        return error_set(err, ESTALE, "a file that it takes was changed while the build ran");
     return 0;
 }
 
@@ -181,6 +196,9 @@ static int make_plan(const struct build *build, struct plan *plan, struct error 
         r = find_step(recipe, "--until", options->until, &plan->end, err);
         plan->end++;
     }
+    if (r == 0 && options->from != NULL && options->until != NULL && from >= plan->end)
+        r = error_set(err, EINVAL, "--until %s: is before --from %s", options->until,
+                      options->from);
     for (size_t i = 0; r == 0 && i < recipe->step_count; i++)
         r = step_state_load(build->work, &recipe->steps[i], &plan->states[i], err);
     if (r < 0)
@@ -394,6 +412,8 @@ static int do_step(struct build *build, size_t i, double *ret_seconds, struct er
         r = step->type->run(build, step, err);
     if (r == 0 && build->guest != NULL && step->type->changes)
         r = guest_sync(build, err);
+    if (r == 0)
+        r = check_identity(build, i, err);
     if (r < 0)
         return r;
     if (step->type->moves)

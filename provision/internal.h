@@ -60,6 +60,7 @@ struct step_type {
 struct step {
     const struct step_type *type;
     const struct doc *node;        /* in the recipe; NULL: it is not written there */
+    size_t kind_key;               /* which of its keys is the kind */
     unsigned number;               /* from 1 */
     char *label;                   /* what the recipe calls it, or NULL */
     char *name;                    /* for people: "run: update-initramfs -u" */

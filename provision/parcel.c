@@ -11,8 +11,12 @@
 #define CHUNK (256 * 1024)
 #define DEPTH_MAX 64
 
+#define OWNERS_MAX 256
+
 struct parcel {
     struct build *build;
+    const char *owners[OWNERS_MAX]; /* that are to be there; a few, each once */
+    size_t owner_count;
     struct archive *archive;
     int fd;
     char *chunk;
@@ -83,6 +87,49 @@ static int set_owner(struct archive_entry *entry, const char *owner, struct erro
     return 0;
 }
 
+static int remember_owner(struct parcel *out, const char *owner, struct error *err)
+{
+    if (owner == NULL)
+        return 0;
+    for (size_t i = 0; i < out->owner_count; i++)
+        if (strcmp(out->owners[i], owner) == 0)
+            return 0;
+    if (out->owner_count == OWNERS_MAX)
+        return error_set(err, E2BIG, "more than %d different owners", OWNERS_MAX);
+    out->owners[out->owner_count++] = owner;
+    return 0;
+}
+
+/* tar makes files of a name that the system does not know root's. */
+static int check_owners(struct parcel *out, struct error *err)
+{
+    static const char script[] = "known() {\n"
+                                 "    case $2 in *[!0-9]*) ;; *) return 0 ;; esac\n"
+                                 "    getent \"$1\" \"$2\" >/dev/null 2>&1 && return 0\n"
+                                 "    while IFS=: read -r name rest; do [ \"$name\" != \"$2\" ] || "
+                                 "return 0; done <\"/etc/$1\"\n"
+                                 "    return 1\n"
+                                 "}\n"
+                                 "for owner; do\n"
+                                 "    known passwd \"${owner%:*}\" || echo \"user '${owner%:*}'\"\n"
+                                 "    known group \"${owner#*:}\" || echo \"group '${owner#*:}'\"\n"
+                                 "done\n";
+    char *argv[OWNERS_MAX + 5] = {(char *)"sh", (char *)"-c", (char *)script, (char *)"sh"};
+    _cleanup_free_ char *missing = NULL;
+
+    if (out->owner_count == 0)
+        return 0;
+    for (size_t i = 0; i < out->owner_count; i++)
+        argv[4 + i] = (char *)out->owners[i];
+    int r = place_capture(out->build, argv, &missing, err);
+    if (r < 0)
+        return r;
+    missing[strcspn(missing, "\n")] = '\0';
+    if (missing[0] != '\0')
+        return error_set(err, ENOENT, "owner: there is no %s in the system", missing);
+    return 0;
+}
+
 /* Writes an entry's header; its times are the recipe's. */
 static int begin(struct parcel *out, const char *to, mode_t type, int64_t mode,
                  const struct parcel_attributes *attributes, const char *target, uint64_t size,
@@ -100,6 +147,8 @@ static int begin(struct parcel *out, const char *to, mode_t type, int64_t mode,
     if (target != NULL)
         archive_entry_set_symlink(entry, target);
     int r = set_owner(entry, attributes->owner, err);
+    if (r == 0)
+        r = remember_owner(out, attributes->owner, err);
     if (r == 0 && archive_write_header(out->archive, entry) != ARCHIVE_OK)
         r = fail(out, to, err);
     archive_entry_free(entry);
@@ -123,11 +172,10 @@ int parcel_text(struct parcel *out, const void *bytes, size_t length, const char
     return r < 0 ? r : put(out, to, bytes, length, err);
 }
 
-int parcel_link(struct parcel *out, const char *target, const char *to, struct error *err)
+int parcel_link(struct parcel *out, const char *target, const char *to,
+                const struct parcel_attributes *attributes, struct error *err)
 {
-    const struct parcel_attributes attributes = {.mode = 0777};
-
-    return begin(out, to, AE_IFLNK, 0777, &attributes, target, 0, err);
+    return begin(out, to, AE_IFLNK, 0777, attributes, target, 0, err);
 }
 
 static int add_file(struct parcel *out, int fd, const struct stat *st, const char *from,
@@ -211,7 +259,7 @@ static int add_path(struct parcel *out, int directory, const char *name, const c
         if (n < 0)
             return error_set_errno(err, errno, "%s: cannot read the link", from);
         target[n] = '\0';
-        return parcel_link(out, target, to, err);
+        return parcel_link(out, target, to, attributes, err);
     }
     if (fd < 0 || fstat(fd, &st) < 0)
         return error_set_errno(err, errno, "%s: cannot open", from);
@@ -247,5 +295,6 @@ int parcel_send(struct parcel *out, struct error *err)
         return fail(out, "the archive", err);
     if (lseek(out->fd, 0, SEEK_SET) < 0)
         return error_set_errno(err, errno, "lseek");
-    return place_run(out->build, &command, err);
+    int r = check_owners(out, err);
+    return r < 0 ? r : place_run(out->build, &command, err);
 }

@@ -16,7 +16,8 @@ DEFINE_CLEANUP(struct parcel, parcel_free);
 /* What a file is like there. */
 struct parcel_attributes {
     int64_t mode;      /* permissions; -1: 0755 for what may be executed here, else 0644 */
-    const char *owner; /* "user:group", names or numbers of the system; NULL: root:root */
+    const char *owner; /* "user:group", names or numbers of the system; NULL: root:root. That of a
+                        * directory is also that of all below it. It must outlive the archive. */
 };
 
 /* A file of this machine, or a directory with all below it. */
@@ -26,7 +27,8 @@ int parcel_path(struct parcel *archive, const char *from, const char *to,
 int parcel_text(struct parcel *archive, const void *bytes, size_t length, const char *to,
                 const struct parcel_attributes *attributes, struct error *err);
 /* A symbolic link. */
-int parcel_link(struct parcel *archive, const char *target, const char *to, struct error *err);
+int parcel_link(struct parcel *archive, const char *target, const char *to,
+                const struct parcel_attributes *attributes, struct error *err);
 
-/* Ends the archive and unpacks it in the system. */
+/* Ends the archive and unpacks it in the system. -ENOENT: the system does not know an owner. */
 int parcel_send(struct parcel *archive, struct error *err);

@@ -129,7 +129,7 @@ static void read_head(struct checker *checker)
     if (fields_read(&place, head_fields, &input, &head, checker->err) < 0)
         checker->result = -ENOMEM;
     if (head.name != NULL && !good_name(head.name))
-        recipe_problem(checker, root,
+        recipe_problem(checker, doc_get(root, "name"),
                        "recipe: name: '%s' must have only letters, digits and . _ -, up to %d",
                        head.name, NAME_MAX_LENGTH);
     recipe->name = TAKE_PTR(head.name);
@@ -377,8 +377,9 @@ static struct doc *wrap_word(struct doc *word)
     return map;
 }
 
-/* Whether `step` was filled in. */
-static bool read_step(struct checker *checker, struct doc **node, struct step *step)
+/* What kind of step it is, so that the order of all is known before anything is told of their keys:
+ * the numbers are those of that order. Whether that much of `step` was filled in. */
+static bool read_kind(struct checker *checker, struct doc **node, struct step *step)
 {
     if ((*node)->kind == DOC_TEXT && !doc_is_null(*node)) {
         struct doc *map = wrap_word(*node);
@@ -398,14 +399,17 @@ static bool read_step(struct checker *checker, struct doc **node, struct step *s
         return false;
     step->node = *node;
     step->type = find_type(checker, (*node)->keys[kind], (*node)->items[kind]);
-    if (step->type == NULL)
-        return false;
+    step->kind_key = (size_t)kind;
+    return step->type != NULL;
+}
+
+static void read_step(struct checker *checker, struct step *step)
+{
     read_label(checker, step);
-    read_options(checker, step, (size_t)kind);
-    step->name = make_name(step, (*node)->items[kind]);
+    read_options(checker, step, step->kind_key);
+    step->name = make_name(step, step->node->items[step->kind_key]);
     if (step->name == NULL)
         no_memory(checker);
-    return true;
 }
 
 /* --- The order of steps --- */
@@ -516,17 +520,20 @@ static void read_steps(struct checker *checker)
     bool whole = true;
     for (size_t i = 0; i < steps->count && checker->result == 0; i++) {
         struct step step = {.number = (unsigned)i + 1};
-        if (read_step(checker, &steps->items[i], &step)) {
+        if (read_kind(checker, &steps->items[i], &step))
             recipe->steps[recipe->step_count++] = step;
-        } else {
+        else
             whole = false;
-            step_clear(&step);
-        }
     }
     /* With steps that nobody knows, the order of the others says nothing. */
     if (whole)
         check_order(checker);
+    for (size_t i = 0; i < recipe->step_count && checker->result == 0; i++)
+        if (recipe->steps[i].node != NULL)
+            read_step(checker, &recipe->steps[i]);
     check_labels(checker);
+    if (whole && recipe_step(recipe, NULL, "install") == NULL)
+        recipe_problem(checker, recipe->root, "recipe: steps: there is no install step");
 }
 
 static void finish_steps(struct checker *checker)
@@ -542,8 +549,6 @@ static void finish_steps(struct checker *checker)
         if (step->type->check != NULL)
             step->type->check(checker, step);
     }
-    if (recipe->step_count > 0 && recipe_step(recipe, NULL, "install") == NULL)
-        recipe_problem(checker, recipe->root, "recipe: steps: there is no install step");
 }
 
 /* --- All of it --- */

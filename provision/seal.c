@@ -52,8 +52,9 @@ static const char *const category_names[CATEGORY_COUNT] = {
 };
 
 /*
- * Patterns as fnmatch() has them with FNM_PATHNAME; one that ends in a star and a slash and
- * another star is all that is below a directory. The first one that fits decides.
+ * Patterns as fnmatch() has them with FNM_PATHNAME; one that ends in a slash and two stars is all
+ * that is below a directory, one that begins with two stars and a slash is a path's end. The first
+ * one that fits decides.
  */
 static const struct rule {
     const char *pattern;
@@ -66,10 +67,8 @@ static const struct rule {
     {"/etc/udev/rules.d/70-persistent-net.rules", REMOVE, CATEGORY_IDENTITY},
 
     {"/etc/ssh/ssh_host_*", REMOVE, CATEGORY_KEYS},
-    {"/root/.ssh/authorized_keys*", DROP_KEYS, CATEGORY_KEYS},
-    {"/home/*/.ssh/authorized_keys*", DROP_KEYS, CATEGORY_KEYS},
-    {"/root/.ssh/known_hosts*", REMOVE, CATEGORY_KEYS},
-    {"/home/*/.ssh/known_hosts*", REMOVE, CATEGORY_KEYS},
+    {"**/.ssh/authorized_keys*", DROP_KEYS, CATEGORY_KEYS},
+    {"**/.ssh/known_hosts*", REMOVE, CATEGORY_KEYS},
 
     {"/var/lib/systemd/random-seed", REMOVE, CATEGORY_SEED},
     {"/var/lib/systemd/credential.secret", REMOVE, CATEGORY_SEED},
@@ -94,14 +93,15 @@ static const struct rule {
     {"/var/lib/apt/periodic/**", REMOVE, CATEGORY_PACKAGES},
     {"/var/lib/apt/extended_states.bak", REMOVE, CATEGORY_PACKAGES},
 
-    {"/root/.*_history", REMOVE, CATEGORY_HISTORY},
-    {"/home/*/.*_history", REMOVE, CATEGORY_HISTORY},
-    {"/root/.lesshst", REMOVE, CATEGORY_HISTORY},
-    {"/home/*/.lesshst", REMOVE, CATEGORY_HISTORY},
-    {"/root/.viminfo", REMOVE, CATEGORY_HISTORY},
-    {"/home/*/.viminfo", REMOVE, CATEGORY_HISTORY},
-    {"/root/.wget-hsts", REMOVE, CATEGORY_HISTORY},
-    {"/home/*/.wget-hsts", REMOVE, CATEGORY_HISTORY},
+    /* Wherever a user's home is. */
+    {"**/.*_history", REMOVE, CATEGORY_HISTORY},
+    {"**/.local/share/fish/fish_history", REMOVE, CATEGORY_HISTORY},
+    {"**/.local/share/nano/search_history", REMOVE, CATEGORY_HISTORY},
+    {"**/.local/share/nano/filepos_history", REMOVE, CATEGORY_HISTORY},
+    {"**/.local/state/*/*_history", REMOVE, CATEGORY_HISTORY},
+    {"**/.lesshst", REMOVE, CATEGORY_HISTORY},
+    {"**/.viminfo", REMOVE, CATEGORY_HISTORY},
+    {"**/.wget-hsts", REMOVE, CATEGORY_HISTORY},
     {"/root/.cache/**", REMOVE, CATEGORY_HISTORY},
     {"/home/*/.cache/**", REMOVE, CATEGORY_HISTORY},
     {"/home/*/.sudo_as_admin_successful", REMOVE, CATEGORY_HISTORY},
@@ -175,6 +175,19 @@ static bool below(const char *pattern, const char *path)
     return head == NULL || fnmatch(directory, head, FNM_PATHNAME) == 0;
 }
 
+/* Whether the end of `path`, of as many parts as it has, fits a pattern. */
+static bool ends(const char *pattern, const char *path)
+{
+    const char *end = path + strlen(path);
+    int parts = 1;
+
+    for (const char *p = pattern; *p != '\0'; p++)
+        parts += *p == '/';
+    while (end > path && parts > 0)
+        parts -= *--end == '/';
+    return parts == 0 && fnmatch(pattern, end + 1, FNM_PATHNAME | FNM_PERIOD) == 0;
+}
+
 static bool is_deep(const char *pattern)
 {
     const size_t length = strlen(pattern);
@@ -184,8 +197,9 @@ static bool is_deep(const char *pattern)
 
 static bool fits(const char *pattern, const char *path)
 {
-    return is_deep(pattern) ? below(pattern, path)
-                            : fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD) == 0;
+    return strncmp(pattern, "**/", 3) == 0 ? ends(pattern + 3, path)
+           : is_deep(pattern)              ? below(pattern, path)
+                                           : fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD) == 0;
 }
 
 static bool any_fits(const struct texts *patterns, const char *path)

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+#include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/units.h"
 #include "provision/guest.h"
@@ -56,11 +58,35 @@ static bool is_new(const struct boot_step *options)
     return options->kernel != NULL && strcmp(options->kernel, "new") == 0;
 }
 
+/* Where a kernel of this machine is: as the recipe says, from the recipe's folder on. Owned; NULL:
+ * out of memory. */
+static char *kernel_path(const struct recipe *recipe, const struct boot_step *options)
+{
+    char *path;
+
+    if (options->kernel[0] == '/')
+        return strdup(options->kernel);
+    return asprintf(&path, "%s/%s", recipe->directory, options->kernel) < 0 ? NULL : path;
+}
+
+static void check_kernel(struct checker *checker, const struct step *step)
+{
+    _cleanup_free_ char *path = kernel_path(checker->recipe, step->options);
+    struct stat st;
+
+    if (path != NULL && stat(path, &st) < 0)
+        checker_problem(checker, step, 0, "kernel: %s: %s", path, strerror(errno));
+    else if (path != NULL && !S_ISREG(st.st_mode))
+        checker_problem(checker, step, 0, "kernel: %s: is no file", path);
+}
+
 static void check(struct checker *checker, struct step *step)
 {
     const struct boot_step *options = step->options;
 
     machine_check(checker, step, &options->machine);
+    if (options->kernel != NULL && !is_new(options))
+        check_kernel(checker, step);
     if (options->kernel == NULL && (options->initrd != NULL || options->append != NULL))
         checker_problem(checker, step, 0, "%s: needs kernel",
                         options->initrd != NULL ? "initrd" : "append");
@@ -156,11 +182,8 @@ static int inputs(const struct build *build, const struct step *step, struct dig
 
     if (options->kernel == NULL || is_new(options))
         return 0;
-    if (options->kernel[0] == '/')
-        return digest_file(digest, options->kernel, err);
-    if (asprintf(&path, "%s/%s", build->recipe->directory, options->kernel) < 0)
-        return error_oom(err);
-    return digest_file(digest, path, err);
+    path = kernel_path(build->recipe, options);
+    return path == NULL ? error_oom(err) : digest_file(digest, path, err);
 }
 
 static int plan(const struct build *build, const struct step *step, struct plan_step *plan,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <string.h>
 
+#include "common/units.h"
 #include "provision/parcel.h"
 #include "provision/steps.h"
 
@@ -48,9 +49,23 @@ static const struct field fields[] = {
     {0},
 };
 
+/* A name, or a number that is one of a user or group: the highest stands for none. */
+static bool number_is_good(const char *part, size_t length)
+{
+    _cleanup_free_ char *text = strndup(part, length);
+    uint64_t number;
+
+    return text == NULL || text[strspn(text, "0123456789")] != '\0' ||
+           (parse_u64(text, "", &number, NULL) == 0 && number < UINT32_MAX);
+}
+
 bool owner_is_good(const char *owner)
 {
     const char *colon = strchr(owner, ':');
+
+    if (!number_is_good(owner, strcspn(owner, ":")) ||
+        (colon != NULL && !number_is_good(colon + 1, strlen(colon + 1))))
+        return false;
 
     return owner[strspn(owner,
                         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")] ==
@@ -89,7 +104,7 @@ static int add(struct parcel *archive, const struct copy_item *item, struct erro
     _cleanup_free_ char *inside = NULL;
 
     if (item->link != NULL)
-        return parcel_link(archive, item->link, item->to, err);
+        return parcel_link(archive, item->link, item->to, &attributes, err);
     if (item->content != NULL)
         return parcel_text(archive, item->content, strlen(item->content), item->to, &attributes,
                            err);

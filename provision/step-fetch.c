@@ -49,6 +49,36 @@ static bool is_taken(const char *name)
     return false;
 }
 
+static const char *name_of(const struct fetch_item *item)
+{
+    return item->to != NULL ? item->to : strrchr(item->from, '/') + 1;
+}
+
+/* The number of the step, up to item `count` of step `last`, that brings a file of this name; or 0.
+ */
+static unsigned who_fetches(const struct recipe *recipe, const char *name, const struct step *last,
+                            size_t count)
+{
+    for (size_t i = 0; i < recipe->step_count; i++) {
+        const struct step *step = &recipe->steps[i];
+        const struct fetch_options *options = step->options;
+        if (step->type != &step_fetch)
+            continue;
+        const struct fetch_item *items = options->items.items;
+        for (size_t j = 0; j < (step == last ? count : options->items.count); j++)
+            if (items[j].from != NULL && strcmp(name_of(&items[j]), name) == 0)
+                return step->number;
+        if (step == last)
+            break;
+    }
+    return 0;
+}
+
+bool recipe_fetches(const struct recipe *recipe, const char *name)
+{
+    return who_fetches(recipe, name, NULL, 0) != 0;
+}
+
 static void check(struct checker *checker, struct step *step)
 {
     const struct fetch_options *options = step->options;
@@ -67,9 +97,13 @@ static void check(struct checker *checker, struct step *step)
                             from);
         if (to == NULL && slash[strcspn(slash, "*?[")] != '\0')
             checker_problem(checker, step, line, "to: is missing, and '%s' is a pattern", from);
-        const char *name = to != NULL ? to : slash + 1;
+        const char *name = name_of(&items[i]);
         if (strchr(name, '/') != NULL || name[0] == '.' || is_taken(name))
             checker_problem(checker, step, line, "to: '%s' cannot be a file's name there", name);
+        const unsigned other = who_fetches(checker->recipe, name, step, i);
+        if (other != 0)
+            checker_problem(checker, step, line, "to: step %u fetches a file '%s' already", other,
+                            name);
     }
 }
 
@@ -132,7 +166,7 @@ static int fetch(struct build *build, const char *from, const char *path, struct
 static int fetch_item(struct build *build, const struct fetch_item *item, json_t *outputs,
                       json_t *fetched, struct error *err)
 {
-    const char *name = item->to != NULL ? item->to : strrchr(item->from, '/') + 1;
+    const char *name = name_of(item);
     _cleanup_free_ char *from = NULL, *path = build_path(build, name);
     char size[FORMAT_SIZE_MAX];
     struct stat st;
@@ -176,8 +210,7 @@ static int plan(const struct build *build, const struct step *step, struct plan_
     int r = 0;
 
     for (size_t i = 0; r == 0 && i < options->items.count; i++)
-        r = plan_action(plan, err, "%s to %s/%s", items[i].from, build->work,
-                        items[i].to != NULL ? items[i].to : strrchr(items[i].from, '/') + 1);
+        r = plan_action(plan, err, "%s to %s/%s", items[i].from, build->work, name_of(&items[i]));
     return r;
 }
 

@@ -23,7 +23,8 @@ static const struct field fields[] = {
     {0},
 };
 
-/* The path of a file in the work directory: one that was named must be there. */
+/* The path of a file in the work directory: one that was named must be there. The usual one counts
+ * only if this recipe fetches it: what lies there may be another's. */
 static int find(const struct build *build, const char *named, const char *usual, char **ret,
                 struct error *err)
 {
@@ -31,11 +32,33 @@ static int find(const struct build *build, const char *named, const char *usual,
 
     if (path == NULL)
         return error_oom(err);
-    if (access(path, R_OK) == 0)
-        *ret = TAKE_PTR(path);
-    else if (named != NULL)
+    if (named == NULL && !recipe_fetches(build->recipe, usual))
+        return 0;
+    if (access(path, R_OK) < 0)
         return error_set_errno(err, errno, "%s", path);
+    *ret = TAKE_PTR(path);
     return 0;
+}
+
+/* What was named and comes from no step of this recipe. */
+static int digest_named(const struct build *build, const char *name, struct digest *digest,
+                        struct error *err)
+{
+    _cleanup_free_ char *path = NULL;
+
+    if (name == NULL || recipe_fetches(build->recipe, name))
+        return 0;
+    path = build_path(build, name);
+    return path == NULL ? error_oom(err) : digest_file(digest, path, err);
+}
+
+static int inputs(const struct build *build, const struct step *step, struct digest *digest,
+                  struct error *err)
+{
+    const struct manifest_options *options = step->options;
+
+    int r = digest_named(build, options->kernel, digest, err);
+    return r < 0 ? r : digest_named(build, options->initrd, digest, err);
 }
 
 static int write_manifest(const struct build *build, const json_t *manifest, struct error *err)
@@ -119,5 +142,6 @@ const struct step_type step_manifest = {
     .fields = fields,
     .places = IN(PLACE_IMAGE) | IN(PLACE_SEALED),
     .packs = true,
+    .inputs = inputs,
     .run = run,
 };

@@ -39,6 +39,9 @@ void machine_check(struct checker *checker, const struct step *step,
 /* Copies it to what a guest is started with. */
 void machine_apply(const struct step_machine *machine, struct guest_options *guest);
 
+/* Whether a fetch step brings a file of this name into the work directory. */
+bool recipe_fetches(const struct recipe *recipe, const char *name);
+
 /* Whether a step behind makes the initramfs before anything is booted, so that the kernel's package
  * need not: then it is installed with INITRD_NO in its environment. Never in a guest. */
 bool initramfs_follows(const struct recipe *recipe, const struct step *step);

@@ -53,6 +53,47 @@ static int take_lock(int fd, const char *directory, struct error *err)
     return 0;
 }
 
+/* As recipe.c names the folders of steps: 02-install. */
+static bool is_folder_name(const char *name)
+{
+    const size_t digits = strspn(name, "0123456789");
+
+    return digits >= 2 && name[digits] == '-' && name[digits + 1] != '\0' &&
+           name[digits + 1 + strspn(name + digits + 1, "abcdefghijklmnopqrstuvwxyz-")] == '\0';
+}
+
+/* What is in there is removed when the recipe does not have it any more. So there must be nothing
+ * but steps, and nobody else who could have put a link there. */
+static int check_steps(const char *steps, struct error *err)
+{
+    _cleanup_close_ int fd = open(steps, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct dirent **entries;
+    struct stat st;
+    int r = 0;
+
+    if (fd < 0 && (errno == ELOOP || errno == ENOTDIR))
+        return error_set(err, ENOTDIR, "%s: is not a directory", steps);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return error_set_errno(err, errno, "%s: cannot open", steps);
+    if (st.st_uid != geteuid())
+        return error_set(err, EPERM,
+                         "%s: belongs to user %u; remove it, or choose another work directory",
+                         steps, (unsigned)st.st_uid);
+    int count = scandirat(fd, ".", &entries, NULL, alphasort);
+    if (count < 0)
+        return error_set_errno(err, errno, "%s: cannot read the directory", steps);
+    for (int i = 0; i < count; i++) {
+        const char *name = entries[i]->d_name;
+        if (r == 0 && name[0] != '.' && !is_folder_name(name))
+            r = error_set(err, EEXIST,
+                          "%s/%s: is no step of a build; choose another work directory", steps,
+                          name);
+        free(entries[i]);
+    }
+    free(entries);
+    return r;
+}
+
 int work_open(const char *path, char **ret_path, int *ret_lock, struct error *err)
 {
     _cleanup_free_ char *real = NULL, *lock_path = NULL, *steps = NULL;
@@ -75,6 +116,8 @@ int work_open(const char *path, char **ret_path, int *ret_lock, struct error *er
         return r;
     /* What is in there holds the system before it is sealed, secrets included. */
     r = make_directory(steps, 0700, err);
+    if (r == 0)
+        r = check_steps(steps, err);
     if (r < 0)
         return r;
     *ret_path = TAKE_PTR(real);

@@ -155,8 +155,8 @@ if [ "$(id -u)" -eq 0 ] && { [ -z "$in_directory" ] || [ -u "$(command -v fuserm
     cp user/qemu.log .
     # ThreadSanitizer has a thread of its own, and who has two gets no user namespace.
     user_directory=$in_directory
-    if nm -D "$program" 2>/dev/null | grep -q __tsan_init; then user_directory=1; fi
-    is "that has a place only where it must" "$(directories user/run)" "${user_directory:-0}"
+    if nm -D "$program" 2>/dev/null | grep -q __tsan_init; then user_directory=y; fi
+    is "that has a place only where it must" "$(directories user/run)" "$([ -z "$user_directory" ]; echo $?)"
     if [ -z "$user_directory" ]; then
         kill -KILL "$pid" "$(serving_pid)"
         ok "all is killed" ends 137 ''

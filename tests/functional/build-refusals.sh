@@ -61,6 +61,7 @@ wrong "a list in place of a mapping" 1 'recipe: must be a mapping, not a list' <
 wrong "a key twice" 2 'name: given twice, first in line 1' < <(printf 'name: t\nname: u\nsteps: [seal]\n')
 wrong "no name" 1 'recipe: name: is missing' < <(printf 'steps: [seal]\n')
 wrong "a name with a slash" 1 "recipe: name: '../t' must have only" < <(printf 'name: ../t\nsteps: [seal]\n')
+wrong "its line" 2 "recipe: name: '../t' must have only" < <(printf 'steps: [seal]\nname: ../t\n')
 wrong "no steps" 1 'recipe: steps: is missing' < <(printf 'name: t\n')
 wrong "an empty list of steps" 2 'recipe: steps: must be a list of steps, not an empty one' < <(printf 'name: t\nsteps: []\n')
 wrong "steps that are a word" 2 'recipe: steps: must be a list of steps, not a text' < <(printf 'name: t\nsteps: yes\n')
@@ -70,6 +71,11 @@ wrong "two documents" 3 'a second document' < <(printf 'name: t\nsteps: [seal]\n
 wrong "nested too deep" 2 'nested more than 16 deep' < <(
     printf 'name: t\nsteps: '
     printf '[%.0s' {1..40}
+)
+
+wrong "too many keys" 4 'more than 4096 keys' < <(
+    printf 'name: t\nsteps:\n- run:\n'
+    printf '    k%d: 1\n' {1..5000}
 )
 
 # --- Steps ---
@@ -97,6 +103,10 @@ wrong_step "seal twice" "step 4, seal: the image is sealed already" "  - seal" "
 wrong_step "a command when the tree has become an image" "step 5, run: no guest runs here: a boot step must come before" \
     "  - hash" "  - run: [x]"
 wrong "two disks" 4 'step 2, disk: given twice' < <(printf 'name: t\nsteps:\n  - disk: 100M\n  - disk: 100M\n  - install: mmdebstrap\n')
+
+wrong_step "the step that makes an image counts" "step 7, copy: to: 'x' is not absolute" \
+    "  - boot" "  - copy: {to: /x, content: y}" "  - shutdown" "  - copy: {to: x, content: y}"
+is "in all messages" "$(grep -c 'step 7, copy: ' err)" 2
 
 # --- Keys of each kind ---
 
@@ -133,6 +143,17 @@ wrong_step "nothing to copy" "step 3, copy: one of from, content, link is missin
 wrong_step "too much to copy" "step 3, copy: from, content, link: only one" "  - copy: {to: /x, from: file, content: y}"
 wrong_step "a mode" "step 3, copy: mode: '9' is not a file's mode" "  - copy: {from: file, to: /x, mode: 9}"
 wrong_step "an owner" "step 3, copy: owner: 'a:b:c' is not USER" "  - copy: {from: file, to: /x, owner: 'a:b:c'}"
+for owner in 4294967295 4294967296 '1:99999999999999999999' 'root:4294967295'; do
+    wrong_step "an owner of no number: $owner" "step 3, copy: owner: '$owner' is not USER" \
+        "  - copy: {from: file, to: /x, owner: '$owner'}"
+done
+wrong_step "two files of one name" "step 3, fetch: to: step 3 fetches a file 'x' already" \
+    "  - fetch: [{from: /a, to: x}, {from: /b, to: x}]"
+wrong_step "in two steps" "step 4, fetch: to: step 3 fetches a file 'x' already" "  - fetch: {from: /a/x}" "  - fetch: {from: /b, to: x}"
+wrong_step "a kernel that is missing" "step 4, boot: kernel: .*/nosuch: No such file" "  - boot: {kernel: nosuch, append: x}" \
+    "  - shutdown"
+wrong_step "a kernel that is a directory" "step 4, boot: kernel: .*/dir: is no file" "  - boot: {kernel: dir, append: x}" \
+    "  - shutdown"
 wrong_step "a command that is a text" "step 3, run: commands: must be a command.*no shell reads it" "  - run: rm -rf /"
 wrong_step "a command without a program" "step 3, run: commands: a command without a program" "  - run: ['']"
 wrong_step "words among commands" "step 3, run: commands: a word among commands" "  - run: [[a], b]"
@@ -164,7 +185,7 @@ wrong_step "a seal while the guest runs" "step 5, seal: the guest still runs her
 wrong_step "an initrd without a kernel" "step 4, boot: initrd: needs kernel" "  - boot: {initrd: file}" "  - shutdown"
 wrong_step "a kernel without a command line" "step 4, boot: append: is missing" "  - boot: {kernel: file}" "  - shutdown"
 wrong_step "memory" "step 4, boot: memory: is no multiple of 1M" "  - boot: {memory: 1000000000}" "  - shutdown"
-wrong_step "no CPU" "step 3, boot: cpus: '0' is less than 1" "  - boot: {cpus: 0}" "  - shutdown"
+wrong_step "no CPU" "step 4, boot: cpus: '0' is less than 1" "  - boot: {cpus: 0}" "  - shutdown"
 wrong_step "a user" "step 4, boot: user: 'a b' cannot be one" "  - boot: {user: a b}" "  - shutdown"
 wrong_step "OVMF's variables alone" "step 4, boot: ovmf-vars: needs ovmf-code" "  - boot: {ovmf-vars: file}" "  - shutdown"
 

@@ -76,6 +76,11 @@ done <<'END'
 /root/.bash_history
 /root/.python_history
 /root/.lesshst
+/root/.local/share/fish/fish_history
+/root/.local/share/nano/search_history
+/home/guest/.local/state/bash/bash_history
+/srv/svc/.bash_history
+/srv/svc/.ssh/known_hosts.old
 /run/lock/x
 /swap.img
 /tmp/some/file

@@ -63,6 +63,21 @@ same "it is what the command tells" work/manifest.json \
     <(cd work && "$QVERITY" manifest --kernel runs --initrd runs disk.qcow2)
 is "with the root hash" "$(jq -r .root_hash work/manifest.json)" "$first"
 
+# What a manifest names and no step brings is an input; what lies there without a name is nobody's.
+echo mine >work/mine
+echo of another recipe >work/vmlinuz
+sed 's/^  - hash$/  - hash\n  - manifest: {kernel: mine, initrd: runs}/' r.yaml >m.yaml
+build --work work m.yaml
+is "a manifest with a file of mine" "$? $(jq -r .kernel.sha256 work/manifest.json)" "0 $(sha256sum <work/mine | cut -d ' ' -f 1)"
+echo changed >work/mine
+build --work work m.yaml
+is "is made again when that changes" "$? $(jq -r .kernel.sha256 work/manifest.json)" "0 $(sha256sum <work/mine | cut -d ' ' -f 1)"
+sed 's/^  - hash$/  - hash\n  - manifest: {initrd: runs}/' r.yaml >m.yaml
+build --work work m.yaml
+is "a kernel that was not fetched is not taken" $? 1
+like "that of the image is looked for" "$(cat err)" '^qverity: m.yaml:[0-9]+: step 9 \(manifest\): .* no kernel is given, and /boot of partition 1 has none'
+rm work/mine work/vmlinuz work/manifest.json
+
 build --work work r.yaml
 is "a second build has nothing to do" "$? $(grep -c 'done already' err)" '0 8'
 is "and tells the same" "$(hash_of)" "$first"
@@ -126,6 +141,72 @@ is "another directory, the same root hash" "$? $(hash_of)" "0 $first"
 is "and the rest was done on what was there" "$(wc -l <installs)" 0
 is "no byte of the images' contents differs" \
     "$("$QVERITY" diff work/disk.qcow2 other/disk.qcow2 -p disk && echo same)" same
+
+refused "--until in front of --from" 1 '^qverity: --until 3: is before --from second$' \
+    "$QVERITY" build --work work --from second --until 3 r.yaml
+
+# --- What changes meanwhile ---
+
+# The system's programs cannot change the file, so its copying waits for somebody who does.
+cat >late.yaml <<'END'
+name: t
+steps:
+  - disk: 40M
+    partitions: [{type: root}]
+  - install: mmdebstrap
+  - run: [sh, -c, 'touch /ready; while [ ! -e /go ]; do sleep 0.1; done']
+  - copy: {from: file, to: /etc/file}
+END
+"$QVERITY" build --work late late.yaml >out 2>err </dev/null &
+pid=$!
+t_kill_later $pid
+ok "the build has begun" until_true 60 test -e late/steps/03-run/tree/ready
+echo three >file
+touch late/steps/03-run/tree/go
+wait $pid
+is "a file that was changed since the build began: it fails" $? 1
+like "and says so" "$(cat err)" '^qverity: late.yaml:7: step 4 \(copy\): a file that it takes was changed while the build ran'
+build --work late late.yaml
+is "the next one takes it as it is" "$? $(cat late/steps/04-copy/tree/etc/file)" '0 three'
+echo one >file
+rm -r late
+
+# --- Owners ---
+
+cat >owners.yaml <<'END'
+name: t
+steps:
+  - disk: 40M
+    partitions: [{type: root}]
+  - install: mmdebstrap
+  - copy:
+      - {content: a, to: /a, owner: 'root:1234'}
+      - {link: a, to: /b, owner: '1234:root'}
+END
+build --work owners owners.yaml
+is "owners of files and links" "$? $(cd owners/steps/03-copy/tree && stat -c '%u:%g' a b | tr '\n' ' ')" '0 0:1234 1234:0 '
+for owner in nobody-here root:nobody-here nobody-here:0; do
+    sed -i "s/{content: .*}/{content: a, to: \/a, owner: '$owner'}/" owners.yaml
+    build --work owners owners.yaml
+    is "an owner that the system does not know: $owner" $? 1
+    like "is told" "$(cat err)" "owner: there is no (user|group) 'nobody-here' in the system"
+done
+rm -r owners
+
+# --- Directories of others ---
+
+mkdir -p mine/steps/own elsewhere/01-disk linked
+echo precious >mine/steps/own/data
+refused "a directory of steps that has something else" 1 "^qverity: .*/mine/steps/own: is no step of a build; choose another work directory" \
+    "$QVERITY" build --work mine r.yaml
+is "which stays" "$(cat mine/steps/own/data)" precious
+ln -s ../elsewhere linked/steps
+refused "a link in its place" 1 '^qverity: .*/linked/steps: is not a directory' "$QVERITY" build --work linked r.yaml
+is "behind which nothing changes" "$(ls elsewhere)" 01-disk
+mkdir -p theirs/steps
+chown 65534 theirs/steps
+refused "somebody else's" 1 '^qverity: .*/theirs/steps: belongs to user 65534' "$QVERITY" build --work theirs r.yaml
+rm -r mine elsewhere linked theirs
 
 # --- Half removed ---
 
