@@ -193,6 +193,19 @@ static int occupy_standard_descriptors(void)
     return 0;
 }
 
+/* -q and -v, alone or together, as they are taken behind the command. */
+static bool take_letters(const char *argument, struct cli_options *options)
+{
+    const char *letters = argument + 1;
+
+    if (letters[0] == '\0' || letters[strspn(letters, "qv")] != '\0')
+        return false;
+    options->quiet |= strchr(letters, 'q') != NULL;
+    for (; *letters != '\0'; letters++)
+        options->verbose += *letters == 'v';
+    return true;
+}
+
 static int run(int argc, char **argv)
 {
     _cleanup_error_ struct error err = ERROR_INIT;
@@ -218,11 +231,11 @@ static int run(int argc, char **argv)
             return flush_stdout(CLI_DONE);
         } else if (strcmp(argv[i], "--json") == 0) {
             options.json = json = true;
-        } else if (strcmp(argv[i], "--quiet") == 0 || strcmp(argv[i], "-q") == 0) {
+        } else if (strcmp(argv[i], "--quiet") == 0) {
             options.quiet = true;
-        } else if (strcmp(argv[i], "--verbose") == 0 || strcmp(argv[i], "-v") == 0) {
+        } else if (strcmp(argv[i], "--verbose") == 0) {
             options.verbose++;
-        } else {
+        } else if (!take_letters(argv[i], &options)) {
             cli_usage_error(&err, "unknown option '%s'", argv[i]);
             return report(&err, NULL);
         }

@@ -124,6 +124,8 @@ like "which is as it is elsewhere" "$("$QVERITY" info --json "$name")" "\"path\"
 
 refused "info without an image" 2 "info: arguments are missing" "$QVERITY" info
 refused "info with two" 2 'info: too many arguments' "$QVERITY" info a b
+refused "a letter that is no option" 2 "unknown option .-vx." "$QVERITY" -vx info a.qcow2
+like "letters together, in front of the command" "$("$QVERITY" -qvv info a.qcow2 2>&1)" "^Image: *a.qcow2$"
 refused "info -p" 2 "info: unknown option '-p'" "$QVERITY" info a.qcow2 -p 1
 refused "read without a length" 2 'read: arguments are missing' "$QVERITY" read a.qcow2 0
 refused "read --json" 2 "read: unknown option '--json'" "$QVERITY" read --json a.qcow2 0 1

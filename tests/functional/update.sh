@@ -10,7 +10,8 @@ say() { field method update -p disk "$@"; }
 # right DESCRIPTION IMAGE METHOD [COMMAND]: update (or COMMAND) finds the right root by METHOD
 right() {
     local got
-    got=$("$QVERITY" --json "${4:-update}" -p disk "$2" 2>/dev/null | python3 -c "import json,sys; d=json.load(sys.stdin); print(d['method'], d['root_hash'])")
+    echo "$1:" >>"$T/log"
+    got=$("$QVERITY" -vv --json "${4:-update}" -p disk "$2" 2>>"$T/log" | python3 -c "import json,sys; d=json.load(sys.stdin); print(d['method'], d['root_hash'])")
     is "$1" "$got" "$3 $(root "$2")"
 }
 # because DESCRIPTION IMAGE REASON: update reads everything, and says why
@@ -103,7 +104,7 @@ is "the second" "$(field method hash -p disk --salt ab --tree second a.qcow2)" b
 right "the first again" a.qcow2 bitmap
 qemu-io -f qcow2 -c 'write -q -P 16 45M 64k' a.qcow2
 right "update is for the first only" a.qcow2 bitmap
-like "the second" "$("$QVERITY" update -p disk --salt ab --tree second a.qcow2)" 'full: .*; the bitmaps were made or reset by somebody else since'
+like "the second" "$("$QVERITY" update -vv -p disk --salt ab --tree second a.qcow2 2>&1)" 'full: .*; the bitmaps were made or reset by somebody else since'
 cp a.qcow2 t.qcow2
 "$QVERITY" update -q -p disk --tree t.tree t.qcow2 >/dev/null
 "$QVERITY" track --tree t.tree t.qcow2 off >/dev/null
@@ -196,4 +197,6 @@ like "a tree file that cannot be written" "$("$QVERITY" update -p disk --tree no
 ok "is no failure" "$QVERITY" update -p disk --tree no/such/tree a.qcow2
 is "nothing is tracked then" "$(field tracking_reason update -p disk --tree no/such/tree a.qcow2)" "no tree is kept"
 is "--no-tree" "$(field tracking_reason update -p disk --no-tree a.qcow2)" "no tree is kept"
+# What a failure may be due to: what every update said to the end.
+[ "$t_failed" -eq 0 ] || note "$(cat "$T/log")"
 finish
