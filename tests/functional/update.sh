@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 # update: each method, why, and how much is read; what `hash` and `track` keep of change tracking.
 . "$(dirname "$0")/lib.sh"
+TOOL=${QVERITY_TOOLS:-$(dirname "$QVERITY")/tests/tools}/bitmap-tool
 require qemu-img qemu-io python3
 # field NAME ARGUMENT…: of the JSON
 field() { local name=$1; shift; "$QVERITY" --json "$@" 2>"$T/.err" | python3 -c "import json,sys; print(json.load(sys.stdin)['$name'])"; }
@@ -14,6 +15,9 @@ right() {
     got=$("$QVERITY" -vv --json "${4:-update}" -p disk "$2" 2>>"$T/log" | python3 -c "import json,sys; d=json.load(sys.stdin); print(d['method'], d['root_hash'])")
     is "$1" "$got" "$3 $(root "$2")"
 }
+# second COMMAND: how it finds the root of the tree file `second`, and that; second_root: by reading everything
+second() { "$QVERITY" -vv --json "$1" -p disk --salt ab --tree second a.qcow2 2>>"$T/log" | python3 -c "import json,sys; d=json.load(sys.stdin); print(d['method'], d['root_hash'])"; }
+second_root() { field root_hash hash --no-tree -p disk --salt ab a.qcow2; }
 # because DESCRIPTION IMAGE REASON: update reads everything, and says why
 because() { like "$1" "$("$QVERITY" update -p disk "$2" 2>&1)" "^Method: *	full: $3\$"; }
 
@@ -95,16 +99,26 @@ echo quit >&"${HOLD[1]}"; wait "$hold"
 qemu-io -f qcow2 -c 'write -q -P 13 44M 64k' a.qcow2
 right "and works" a.qcow2 bitmap
 
-# Two tree files: hash keeps both tied to the bitmaps.
-qemu-io -f qcow2 -c 'write -q -P 14 45M 64k' a.qcow2
+# Two tree files: hash keeps both tied to the bitmaps. Two granules are written each time: one alone may be a canary.
+qemu-io -f qcow2 -c 'write -q -P 14 45M 128k' a.qcow2
 field method hash -p disk --salt ab --tree second a.qcow2 >/dev/null
 right "the first" a.qcow2 bitmap hash
-qemu-io -f qcow2 -c 'write -q -P 15 45M 64k' a.qcow2
-is "the second" "$(field method hash -p disk --salt ab --tree second a.qcow2)" bitmap
+qemu-io -f qcow2 -c 'write -q -P 15 45M 128k' a.qcow2
+is "the second" "$(second hash)" "bitmap $(second_root)"
 right "the first again" a.qcow2 bitmap
-qemu-io -f qcow2 -c 'write -q -P 16 45M 64k' a.qcow2
+qemu-io -f qcow2 -c 'write -q -P 16 45M 128k' a.qcow2
 right "update is for the first only" a.qcow2 bitmap
 like "the second" "$("$QVERITY" update -vv -p disk --salt ab --tree second a.qcow2 2>&1)" 'full: .*; the bitmaps were made or reset by somebody else since'
+
+# Canaries are read each time. Where nothing else was written there is nothing to reset, which would take the
+# bitmaps away from the other tree file.
+right "a reset of nothing" a.qcow2 unchanged
+canary=$("$TOOL" dump a.qcow2 qverity | awk 'NR == 2 { print $1 }')
+for n in 17 18; do
+    qemu-io -f qcow2 -c "write -q -P $n $canary 64k" a.qcow2
+    right "a canary was written" a.qcow2 bitmap
+    is "the second then" "$(second update)" "bitmap $(second_root)"
+done
 cp a.qcow2 t.qcow2
 "$QVERITY" update -q -p disk --tree t.tree t.qcow2 >/dev/null
 "$QVERITY" track --tree t.tree t.qcow2 off >/dev/null
@@ -180,7 +194,7 @@ cat earlier >a.qcow2
 because "put back to before a reset" a.qcow2 'a.qcow2 was changed since the tree file was written; the bitmaps were made or reset by somebody else since, or the image was put back to an older state'
 "$QVERITY" update -q -p disk a.qcow2 >/dev/null
 cp a.qcow2 earlier
-qemu-io -f qcow2 -c 'write -q -P 10 41M 64k' a.qcow2
+qemu-io -f qcow2 -c 'write -q -P 10 41M 128k' a.qcow2
 "$QVERITY" hash -q -p disk a.qcow2 >/dev/null
 cat earlier >a.qcow2
 because "put back to before a hash" a.qcow2 "a.qcow2 was changed since the tree file was written; the image was put back to a state before the tree file's"
