@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,7 +10,6 @@
 #include "common/log.h"
 #include "common/sandbox.h"
 #include "common/sanitized.h"
-#include "common/text.h"
 
 static const struct cli_command *find_command(const char *name)
 {
@@ -33,16 +31,6 @@ static void print_help(void)
         printf("  %-10s %s\n", cli_commands[i]->name, cli_commands[i]->summary);
     printf("\n'qverity COMMAND --help' tells a command's arguments and options; --version the "
            "version.\n");
-}
-
-int cli_usage_error(struct error *err, const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    _cleanup_free_ char *text = text_vformat(format, args);
-    va_end(args);
-    return error_set(err, CLI_USAGE_CODE, "%s", text != NULL ? text : format);
 }
 
 static int report(const struct error *err, const struct cli_command *command)

@@ -7,9 +7,11 @@
 
 #include <getopt.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <string.h>
 
 #include "common/log.h"
+#include "common/text.h"
 #include "common/units.h"
 
 #define OPTIONS_MAX 96
@@ -171,6 +173,16 @@ static void print_help(const struct cli_command *command)
 }
 
 /* --- Parsing --- */
+
+int cli_usage_error(struct error *err, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    _cleanup_free_ char *text = text_vformat(format, args);
+    va_end(args);
+    return error_set(err, CLI_USAGE_CODE, "%s", text != NULL ? text : format);
+}
 
 static int parse_u64_into(const char *argument, const char *what, uint64_t *value, bool *set,
                           bool size, struct error *err)
