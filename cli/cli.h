@@ -153,6 +153,23 @@ struct cli_mountpoint {
 int cli_confine(const struct cli_options *options, struct image *const *images, size_t count,
                 const struct cli_mountpoint *mount, struct error *err);
 
+/* What another process, which is confined, does for one that cannot be yet. */
+struct cli_apart {
+    const char *what; /* it does: "looks for partitions" */
+    const struct cli_options *options;
+    struct image *image; /* that the other process may read */
+    /* Returns 0 and a new reference, or an error. */
+    int (*run)(void *arg, json_t **ret, struct error *err);
+    void *arg;
+};
+
+/*
+ * Forks, and returns what run() does in the child; *ret, a new reference, is to be taken for
+ * something that anybody could have said. Its error codes are errno values and
+ * HASHTREE_WRONG_ROOT. To be called while there are no threads. The child ends with this process.
+ */
+int cli_run_apart(const struct cli_apart *apart, json_t **ret, struct error *err);
+
 /* partition_table_read() in a confined process, for one that cannot be confined yet. */
 int cli_probe(const struct cli_options *options, struct image *image, struct partition_table **ret,
               struct error *err);
@@ -188,9 +205,9 @@ int cli_tree_new(const struct cli_options *options, const struct cli_target *tar
 
 /*
  * Such a tree that believes nothing but a root hash (in hex), and, if `hash_device` is not NULL,
- * what that hash device has below it; then there is no tree file, and *ret_fd, which has to be
- * closed after the tree was freed, is the device, else -1. -HASHTREE_WRONG_ROOT as
- * hashtree_trust().
+ * what that hash device has below it; then there is no tree file. Without one, all data is read by
+ * another process, unless a tree file is current. *ret_fd, which has to be closed after the tree
+ * was freed, is what the nodes are read from, or -1. -HASHTREE_WRONG_ROOT as hashtree_trust().
  */
 int cli_tree_trusted(const struct cli_options *options, const struct cli_target *target,
                      const char *root_hash, const char *hash_device, int *ret_fd,

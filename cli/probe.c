@@ -1,28 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The partition table of an image, found out by a process that is confined, for one that cannot be
- * yet: it still has to mount something. The child is a copy of this process, with the image open;
- * it says what it found in JSON, or what went wrong, through a pipe.
- *
- * The child may be in anybody's hands. What it says is taken for what the image itself could say:
- * strings of any kind, and ranges, which are checked to lie within the disk.
+ * The partition table of an image, found out by a process that is confined (apart.c), for one that
+ * cannot be yet: it still has to mount something. What it says is taken for what the image itself
+ * could say: strings of any kind, and ranges, which are checked to lie within the disk.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "cli/cli.h"
 #include "common/checked.h"
-#include "common/io.h"
 #include "common/units.h"
 
-enum {
-    REPORT_MAX = 4 << 20, /* bytes */
-    PARTITIONS_MAX = 1024,
-};
+#define PARTITIONS_MAX 1024
 
 /* --- The child --- */
 
@@ -60,36 +51,15 @@ static json_t *pack_table(const struct partition_table *table)
                      pack_partition(&table->disk), "partitions", partitions);
 }
 
-static json_t *probe(const struct cli_options *options, struct image *image, struct error *err)
+static int probe(void *arg, json_t **ret, struct error *err)
 {
     _cleanup_(partition_table_free_cleanup) struct partition_table *table = NULL;
-    struct cli_options reading = *options;
 
-    /* It writes no tree file, and hashes nothing. */
-    reading.no_tree = true;
-    reading.hashes = false;
-    int r = cli_confine(&reading, &image, 1, NULL, err);
-    if (r == 0)
-        r = partition_table_read(image, &table, err);
+    int r = partition_table_read(arg, &table, err);
     if (r < 0)
-        return NULL;
-    json_t *json = pack_table(table);
-    if (json == NULL)
-        error_oom(err);
-    return json;
-}
-
-static _Noreturn void run_child(const struct cli_options *options, struct image *image, int pipe)
-{
-    _cleanup_error_ struct error err = ERROR_INIT;
-    json_t *json = probe(options, image, &err);
-
-    if (json == NULL)
-        json = json_pack("{s:i, s:o}", "code", err.code, "error", json_text(error_message(&err)));
-    char *text = json != NULL ? json_dumps(json, JSON_COMPACT) : NULL;
-    if (text == NULL || io_write(pipe, "pipe", text, strlen(text), NULL) < 0)
-        _exit(1);
-    _exit(0);
+        return r;
+    *ret = pack_table(table);
+    return *ret == NULL ? error_oom(err) : 0;
 }
 
 /* --- The parent --- */
@@ -167,71 +137,34 @@ static int unpack_table(const json_t *json, uint64_t disk_size, struct partition
     return r;
 }
 
-static int read_report(int fd, char *text, size_t room, struct error *err)
-{
-    size_t used = 0;
-
-    while (used < room) {
-        ssize_t n = read(fd, text + used, room - used);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return error_set_errno(err, errno, "pipe");
-        if (n == 0)
-            return (int)used;
-        used += (size_t)n;
-    }
-    return error_set(err, EPROTO, "the process that looks for partitions told too much");
-}
-
-static int take_report(const char *text, size_t length, uint64_t disk_size,
-                       struct partition_table **ret, struct error *err)
+int cli_probe(const struct cli_options *options, struct image *image, struct partition_table **ret,
+              struct error *err)
 {
     _cleanup_(partition_table_free_cleanup) struct partition_table *table = NULL;
-    _cleanup_json_ json_t *json = json_loadb(text, length, 0, NULL);
-    const char *message = json_string_value(json_object_get(json, "error"));
-    json_int_t code = json_integer_value(json_object_get(json, "code"));
+    _cleanup_json_ json_t *report = NULL;
+    struct cli_options reading = *options;
 
-    if (message != NULL)
-        return error_set(err, code > 0 && code < 4096 ? (int)code : EIO, "%s", message);
-    if (!json_is_object(json))
-        return error_set(err, EIO, "the process that looks for partitions ended without a word");
+    if (!options->confine)
+        return partition_table_read(image, ret, err);
+    /* It writes no tree file, and hashes nothing. */
+    reading.no_tree = true;
+    reading.hashes = false;
+    const struct cli_apart apart = {
+        .what = "looks for partitions",
+        .options = &reading,
+        .image = image,
+        .run = probe,
+        .arg = image,
+    };
+    int r = cli_run_apart(&apart, &report, err);
+    if (r < 0)
+        return r;
     table = calloc(1, sizeof(*table));
     if (table == NULL)
         return error_oom(err);
-    int r = unpack_table(json, disk_size, table, err);
+    r = unpack_table(report, image_size(image), table, err);
     if (r < 0)
         return r;
     *ret = TAKE_PTR(table);
     return 0;
-}
-
-int cli_probe(const struct cli_options *options, struct image *image, struct partition_table **ret,
-              struct error *err)
-{
-    _cleanup_free_ char *text = malloc(REPORT_MAX);
-    _cleanup_close_ int report = -1;
-    int fds[2];
-
-    if (!options->confine)
-        return partition_table_read(image, ret, err);
-    if (text == NULL)
-        return error_oom(err);
-    if (pipe2(fds, O_CLOEXEC) < 0)
-        return error_set_errno(err, errno, "cannot make a pipe");
-    report = fds[0];
-    (void)fflush(NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        (void)close(report);
-        run_child(options, image, fds[1]);
-    }
-    int saved_errno = errno;
-    (void)close(fds[1]);
-    if (child < 0)
-        return error_set_errno(err, saved_errno, "cannot fork");
-    int r = read_report(report, text, REPORT_MAX, err);
-    while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
-        ;
-    return r < 0 ? r : take_report(text, (size_t)r, image_size(image), ret, err);
 }

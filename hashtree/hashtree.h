@@ -235,14 +235,31 @@ int hashtree_verify(struct hashtree *tree, const uint8_t *root, int hash_fd, con
 /*
  * From here on the tree is the one that has this root hash, whatever the data gives, so that
  * hashtree_check() can tell which data is right. Nodes are read from the hash device `hash_fd` and
- * checked up to the root when they are needed; only the topmost one is at once. With -1 all data is
- * read, unless a tree file is current, and the nodes are kept in the tree file or in a file without
- * a name. -HASHTREE_WRONG_ROOT: hash device or data have another root. To be called once, by one
- * thread, before anything else is asked of the tree; not for data that changes. `hash_fd` and
- * `hash_name` must outlive the tree.
+ * checked up to the root when they are needed; only the topmost one is at once.
+ * -HASHTREE_WRONG_ROOT: the hash device has another root. To be called once, by one thread, before
+ * anything else is asked of the tree; not for data that changes. `hash_fd` and `hash_name` must
+ * outlive the tree.
  */
 int hashtree_trust(struct hashtree *tree, const uint8_t *root, int hash_fd, const char *hash_name,
                    struct error *err);
+
+/*
+ * The same without a hash device, for data that has the root hash, as hashtree_build_nodes() found
+ * on another tree of the same image: nodes are read from the tree file or from `nodes_fd`, and made
+ * again of the data if they are not right there. `nodes_fd` (-1: there is none) must outlive the
+ * tree.
+ */
+int hashtree_trust_built(struct hashtree *tree, const uint8_t *root, int nodes_fd,
+                         struct error *err);
+
+/*
+ * Finds out whether the data has this root hash: -HASHTREE_WRONG_ROOT if not. All of it is read,
+ * unless a tree file is current. The nodes are then in the tree file, or, unless that has the nodes
+ * of all levels, in `nodes_fd`, which must be empty, where they are in the hash device. -EBADF:
+ * that is -1 and would be needed.
+ */
+int hashtree_build_nodes(struct hashtree *tree, const uint8_t *root, int nodes_fd,
+                         struct error *err);
 
 /*
  * Checks data blocks that were read: `count` of them from `first` on, one behind the other at

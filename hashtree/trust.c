@@ -8,12 +8,13 @@
  * it.
  *
  * Nodes come from a hash device, or, without one, from where a build that came to this root put
- * them: memory, the tree file, or a file without a name if there is no tree file that has level 0.
- * There, too, they are checked when they are read: such a file is no safer than the data. One that
- * is damaged there is made again of the data; what comes of that has to have the digest as well.
+ * them: the tree file, or another file if there is no tree file that has all levels. There, too,
+ * they are checked when they are read: such a file, or the process that built it, is no safer than
+ * the data. One that is damaged there is made again of the data; what comes of that has to have the
+ * digest as well.
  */
 #include <assert.h>
-#include <fcntl.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -43,16 +44,16 @@ struct trusted_set {
 
 struct trust {
     uint8_t root[VERITY_DIGEST_MAX];
-    int fd; /* where nodes lie as in the hash device; -1: the tree has them. Owned if `own` */
-    bool own;
+    bool built; /* nodes may be elsewhere, too; else in `fd` only */
+    int fd;     /* where nodes lie as in the hash device, or -1 */
     const char *name;
     _Atomic uint64_t blocks_checked, faults;
     size_t set_count; /* a power of two */
     struct trusted_set sets[];
 };
 
-static int trust_new(const struct hashtree *tree, const uint8_t *root, struct trust **ret,
-                     struct error *err)
+static int trust_new(const struct hashtree *tree, const uint8_t *root, int fd, const char *name,
+                     struct trust **ret, struct error *err)
 {
     size_t sets = 1;
 
@@ -62,7 +63,8 @@ static int trust_new(const struct hashtree *tree, const uint8_t *root, struct tr
     if (trust == NULL)
         return error_oom(err);
     memcpy(trust->root, root, tree->geometry.digest_size);
-    trust->fd = -1;
+    trust->fd = fd;
+    trust->name = name;
     trust->set_count = sets;
     for (size_t i = 0; i < sets; i++)
         pthread_mutex_init(&trust->sets[i].lock, NULL);
@@ -77,8 +79,6 @@ void trust_free(struct trust *trust)
             free(trust->sets[i].ways[way].block);
         pthread_mutex_destroy(&trust->sets[i].lock);
     }
-    if (trust->own)
-        cleanup_close(&trust->fd);
     free(trust);
 }
 
@@ -173,7 +173,7 @@ static int fetch(struct hashtree *tree, unsigned level, uint64_t index, const ui
 {
     struct trust *trust = tree->trust;
 
-    if (trust->fd < 0 || trust->own)
+    if (trust->built)
         return fetch_built(tree, level, index, expected, block, err);
     int r = io_read_at(trust->fd, trust->name, block, tree->geometry.hash_block_size,
                        node_offset(tree, level, index), err);
@@ -322,22 +322,27 @@ int hashtree_check(struct hashtree *tree, uint64_t first, uint64_t count, const 
     return 0;
 }
 
-/* --- Beginning --- */
+/* --- Building --- */
 
 static int wrong_root(const char *name, struct error *err)
 {
     return error_set(err, HASHTREE_WRONG_ROOT, "%s: does not have this root hash", name);
 }
 
-/* A build puts the nodes that are not in memory, those of level 0, into a file of ours. */
-static int keep_level0(void *arg, unsigned level, uint64_t first, uint64_t count,
-                       const uint8_t *blocks, struct error *err)
-{
-    struct hashtree *tree = arg;
+#define NODES_NAME "temporary file for hash blocks"
 
-    return io_write_at(tree->trust->fd, tree->trust->name, blocks,
-                       count * tree->geometry.hash_block_size, node_offset(tree, level, first),
-                       err);
+struct nodes_file {
+    const struct hashtree *tree;
+    int fd;
+};
+
+static int put_nodes(void *arg, unsigned level, uint64_t first, uint64_t count,
+                     const uint8_t *blocks, struct error *err)
+{
+    const struct nodes_file *file = arg;
+
+    return io_write_at(file->fd, NODES_NAME, blocks, count * file->tree->geometry.hash_block_size,
+                       node_offset(file->tree, level, first), err);
 }
 
 /* base_node() knows them. */
@@ -359,85 +364,82 @@ static bool kept_whole(const struct hashtree *tree)
     return tree->keep != NULL && keep_file(tree->keep) != NULL;
 }
 
-static int open_scratch(struct trust *trust, struct error *err)
+int hashtree_build_nodes(struct hashtree *tree, const uint8_t *root, int nodes_fd,
+                         struct error *err)
 {
-    const char *directory = getenv("TMPDIR");
-
-    if (directory == NULL || *directory == '\0')
-        directory = "/var/tmp";
-    trust->fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (trust->fd < 0)
-        return error_set_errno(err, errno, "%s: cannot make a temporary file for hash blocks",
-                               directory);
-    trust->own = true;
-    trust->name = "temporary file for hash blocks";
-    return 0;
-}
-
-/* What a build finds is compared with the root, and kept. */
-static int trust_data(struct hashtree *tree, struct error *err)
-{
-    struct trust *trust = tree->trust;
-    struct node_sink sink = {keep_level0, skip_constants, tree};
-    uint8_t root[VERITY_DIGEST_MAX];
+    struct nodes_file file = {tree, nodes_fd};
+    struct node_sink sink = {put_nodes, skip_constants, &file};
+    uint8_t found[VERITY_DIGEST_MAX];
     int r = 0;
 
     if (tree->keep != NULL)
-        r = hashtree_root(tree, root, err);
+        r = hashtree_root(tree, found, err);
     if (r == 0 && !kept_whole(tree)) {
-        r = open_scratch(trust, err);
-        if (r < 0)
-            return r;
+        if (nodes_fd < 0)
+            return error_set_errno(err, EBADF, NODES_NAME);
         r = hashtree_build(tree, &sink, err);
         if (r == 0)
-            r = hashtree_root(tree, root, err);
+            r = hashtree_root(tree, found, err);
     }
     if (r < 0)
         return r;
-    return memcmp(root, trust->root, tree->geometry.digest_size) == 0
+    return memcmp(found, root, tree->geometry.digest_size) == 0
                ? 0
                : wrong_root(image_path(tree->image), err);
 }
 
-static int trust_device(struct hashtree *tree, int fd, const char *name, struct error *err)
+/* --- Beginning --- */
+
+/* The root hash is what was given. */
+static void take_root(struct hashtree *tree)
+{
+    pthread_mutex_lock(&tree->lock);
+    memcpy(tree->root, tree->trust->root, sizeof(tree->root));
+    tree->root_known = true;
+    atomic_store_explicit(&tree->current, true, memory_order_release);
+    pthread_mutex_unlock(&tree->lock);
+}
+
+static int read_top(struct hashtree *tree, struct error *err)
 {
     _cleanup_free_ uint8_t *block = malloc(tree->geometry.hash_block_size);
     struct hashtree_fault fault;
 
     if (block == NULL)
         return error_oom(err);
-    tree->trust->fd = fd;
-    tree->trust->name = name;
-    if (tree->geometry.levels > 0) {
-        int r = read_node(tree, tree->geometry.levels - 1, 0, 0, tree->geometry.hash_block_size,
-                          block, &fault, err);
-        if (r != 0)
-            return r < 0 ? r : wrong_root(name, err);
-    }
-    pthread_mutex_lock(&tree->lock);
-    memcpy(tree->root, tree->trust->root, sizeof(tree->root));
-    tree->root_known = true;
-    atomic_store_explicit(&tree->current, true, memory_order_release);
-    pthread_mutex_unlock(&tree->lock);
-    return 0;
+    if (tree->geometry.levels == 0)
+        return 0;
+    int r = read_node(tree, tree->geometry.levels - 1, 0, 0, tree->geometry.hash_block_size, block,
+                      &fault, err);
+    return r == TRUST_WRONG ? wrong_root(tree->trust->name, err) : r;
 }
 
 int hashtree_trust(struct hashtree *tree, const uint8_t *root, int hash_fd, const char *hash_name,
                    struct error *err)
 {
-    struct trust *trust;
-
     assert(tree->trust == NULL && tree->changes == NULL);
-    int r = trust_new(tree, root, &trust, err);
+    int r = trust_new(tree, root, hash_fd, hash_name, &tree->trust, err);
     if (r < 0)
         return r;
-    tree->trust = trust;
-    r = hash_fd >= 0 ? trust_device(tree, hash_fd, hash_name, err) : trust_data(tree, err);
+    r = read_top(tree, err);
     if (r < 0) {
-        trust_free(trust);
+        trust_free(tree->trust);
         tree->trust = NULL;
         return r;
     }
+    take_root(tree);
+    return 0;
+}
+
+int hashtree_trust_built(struct hashtree *tree, const uint8_t *root, int nodes_fd,
+                         struct error *err)
+{
+    assert(tree->trust == NULL && tree->changes == NULL);
+    int r = trust_new(tree, root, nodes_fd, NODES_NAME, &tree->trust, err);
+    if (r < 0)
+        return r;
+    tree->trust->built = true;
+    take_root(tree);
     return 0;
 }
 

@@ -170,6 +170,11 @@ refuse 3 "does not have this root hash" disk.raw "${options[@]}" --no-tree --ver
 flip disk.raw 5000000
 refuse 3 "does not have this root hash" disk.raw "${options[@]}" --tree kept2 --verify-root-hash "$root"
 flip disk.raw 5000000
+TMPDIR=$T/nowhere refuse 1 "nowhere: cannot make a temporary file for hash blocks: No such file" disk.raw "${options[@]}" \
+    --no-tree --verify-root-hash "$root"
+TMPDIR=$T/nowhere mount_it disk.raw "${options[@]}" --tree kept2 --verify-root-hash "$root"
+is "a tree file needs none" "$(doubtful 4096)" ""
+unmount
 refuse 2 "hex" disk.raw --verify-root-hash xyz --hash-device hash
 refuse 2 "4 bytes, but root hashes of sha256 have 32" disk.raw --verify-root-hash 01234567 --hash-device hash
 refuse 2 "needs --verify-root-hash" disk.raw --hash-device hash

@@ -161,11 +161,11 @@ PYTHON
 
 # --- A mount ---
 
-# In the foreground, so that there is a place to tell
+# mount_and_read OPTION…: in the foreground, so that there is a place to tell
 mount_and_read()
 {
     mkdir -p mnt
-    LD_PRELOAD=$hole "$QVERITY" mount -f -p disk --no-tree image.qcow2 mnt >out 2>err </dev/null &
+    LD_PRELOAD=$hole "$QVERITY" mount -f -p disk --no-tree "$@" image.qcow2 mnt >out 2>err </dev/null &
     server=$!
     t_kill_later $server
     for ((i = 0; i < 200 * patience; i++)); do
@@ -194,6 +194,16 @@ ok "mount: the broker ends with it" [ ! -d "/proc/$broker" ]
 
 is "mount: two processes had the hole" "$(grep -c '^hole: end' err)" 2
 contained "mount"
+
+# Without a hash device all of it is read before anything is mounted, by a process that ends then.
+mount_and_read --verify-root-hash "$expected"
+same "verified mount: the bytes" mnt/disk text
+same "verified mount: the hash device" mnt/hash hash.img
+kill -TERM $server
+wait $server
+is "verified mount: SIGTERM ends and unmounts it" "$? $(grep -c " $T/mnt " /proc/mounts)" "0 0"
+is "verified mount: three processes had the hole" "$(grep -c '^hole: end' err)" 3
+contained "verified mount"
 
 # --- Kernels that have less ---
 
